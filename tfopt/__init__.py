@@ -1,0 +1,35 @@
+"""Model optimization for TensorFlow: small, fast, verified.
+
+Names are loaded on first use, so `import tfopt` imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "Artifact": "types",
+    "ConversionError": "types",
+    "Signature": "types",
+    "TensorInfo": "types",
+    "TfoptError": "types",
+    "VerificationError": "types",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tfopt.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

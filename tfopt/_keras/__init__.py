@@ -1,0 +1,182 @@
+"""The only knowledge of Keras 3 versus tf_keras.
+
+Models of either version are handled by asking which module made them, never by
+asking what `tf.keras` is; no environment variable and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from tfopt.types import TfoptError
+
+
+def callback_class() -> type:
+    """Returns the Callback class of the Keras that this process prefers.
+
+    That is what `tf.keras` resolves to: tf_keras under TF_USE_LEGACY_KERAS=1,
+    otherwise Keras 3.
+    """
+    return preferred().callbacks.Callback
+
+
+def preferred() -> Any:
+    """Returns the module `keras` or `tf_keras`, as `tf.keras` would resolve."""
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true")
+    return importlib.import_module("tf_keras" if legacy else "keras")
+
+
+def module_of(thing: Any) -> Any:
+    """Returns the module `keras` or `tf_keras` that `thing` belongs to.
+
+    Args:
+        thing: A model, layer, optimizer or variable of either Keras.
+
+    Raises:
+        TfoptError: `thing` is of neither.
+    """
+    for cls in type(thing).__mro__:
+        root = cls.__module__.split(".", 1)[0]
+        if root in ("keras", "tf_keras"):
+            return importlib.import_module(root)
+    raise TfoptError(
+        "Not a Keras object. Expected a model or layer of Keras 3 (`keras`) or of "
+        f"tf_keras. Received: {type(thing).__module__}.{type(thing).__name__}"
+    )
+
+
+def is_keras3(thing: Any) -> bool:
+    """Returns whether `thing` belongs to Keras 3 (and not to tf_keras)."""
+    return module_of(thing).__name__ == "keras"
+
+
+def is_model(thing: Any) -> bool:
+    """Returns whether `thing` is a Keras model of either version."""
+    roots = {cls.__module__.split(".", 1)[0] for cls in type(thing).__mro__}
+    if not roots & {"keras", "tf_keras"}:
+        return False
+    return isinstance(thing, module_of(thing).Model)
+
+
+def check_model(model: Any, *, built: bool = True) -> None:
+    """Raises unless `model` is a Keras model (with weights, if `built`).
+
+    Raises:
+        TfoptError: It is something else, or has no weights yet.
+    """
+    if not is_model(model):
+        raise TfoptError(
+            "Expected a Keras model, of Keras 3 or tf_keras. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    if built and not model.built:
+        raise TfoptError(
+            "The model has no weights yet. Call it on a batch, or "
+            "`model.build(input_shape)`, first. "
+            f"Received: model={model.name!r}"
+        )
+
+
+def leaf_layers(model: Any) -> Iterator[Any]:
+    """Yields each layer without sublayers once, in the order of the model.
+
+    Nested models, wrappers and layers that hold layers are entered; a layer that is
+    shared appears once.
+    """
+    seen: set[int] = set()
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        inner = list(layer._flatten_layers(include_self=False, recursive=False))
+        if not inner and id(layer) not in seen:
+            seen.add(id(layer))
+            yield layer
+
+
+def clone(model: Any) -> Any:
+    """Returns an uncompiled copy with its own variables and the same weights.
+
+    Raises:
+        TfoptError: A subclassed model that cannot be rebuilt from its config.
+    """
+    check_model(model)
+    keras = module_of(model)
+    functional = isinstance(model, keras.Sequential) or (
+        hasattr(model, "input") and _is_functional(model)
+    )
+    try:
+        if functional:
+            copy = keras.models.clone_model(model)
+        else:
+            copy = type(model).from_config(model.get_config())
+            copy.build_from_config(model.get_build_config())
+        copy.set_weights(model.get_weights())
+    except Exception as error:
+        raise TfoptError(
+            "Cannot copy the model. A subclassed model must implement `get_config` "
+            "and create all its weights in `build`; otherwise copy it yourself. "
+            f"Received: model={model.name!r} ({type(model).__name__}): {error}"
+        ) from error
+    return copy
+
+
+def _is_functional(model: Any) -> bool:
+    return any(cls.__name__ == "Functional" for cls in type(model).__mro__)
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> None:
+    """Saves a model for inference, without optimizer, as `.keras` or `.h5`.
+
+    Not atomic: give it a path from `artifacts.atomic_path`.
+    """
+    target = os.fspath(path)
+    optimizer = getattr(model, "optimizer", None)
+    try:
+        # Both Keras versions save the optimizer state in `.keras` unasked, which
+        # triples the file.
+        model.optimizer = None
+        model.save(target)
+    finally:
+        model.optimizer = optimizer
+
+
+def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
+    """Loads a `.keras` or `.h5` file with the Keras version that wrote it.
+
+    Raises:
+        TfoptError: The file is missing, of another format or damaged.
+    """
+    source = pathlib.Path(path)
+    if not source.is_file():
+        raise TfoptError(
+            "No such model file. Expected a `.keras` or `.h5` file. "
+            f"Received: path={os.fspath(path)!r}"
+        )
+    try:
+        keras = importlib.import_module(_writer_of(source))
+        return keras.models.load_model(source, compile=False, safe_mode=safe_mode)
+    except Exception as error:
+        raise TfoptError(
+            "Cannot load the model. Expected an undamaged `.keras` or `.h5` file whose "
+            "custom objects are registered. "
+            f"Received: path={os.fspath(path)!r} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _writer_of(path: pathlib.Path) -> str:
+    # Keras 3 loads some tf_keras files without complaint and other numerics, so the
+    # version recorded in the file decides.
+    if path.suffix == ".h5":
+        import h5py
+
+        with h5py.File(path) as file:
+            version = file.attrs.get("keras_version", b"2")
+            version = version.decode() if isinstance(version, bytes) else str(version)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    return "keras" if int(version.split(".", 1)[0]) >= 3 else "tf_keras"
