@@ -7,8 +7,10 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 from tfopt.types import Artifact, Signature, TfoptError
 
 _TEMP_PREFIX = ".tfopt-"
+_OWNER = re.compile(r"(\d+)\.[^.]+")
 _CHUNK = 1 << 20
 
 
@@ -86,6 +89,39 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes `to_json(content)` to a file, which is either the old one or complete.
+
+    Raises:
+        TfoptError: The folder cannot be written, or the disk is full.
+        TypeError: The content has no form in JSON.
+    """
+    write_bytes(path, (to_json(content) + "\n").encode())
+
+
+def to_json(content: Any) -> str:
+    """Returns indented JSON of nearly anything that tfopt returns.
+
+    Mappings, sequences, sets, dataclasses, NumPy scalars and arrays, paths, and objects
+    with a `to_json` method, which returns one of these. Numbers that JSON cannot
+    write become the strings "NaN", "Infinity" and "-Infinity", as protobuf does.
+
+    Raises:
+        TypeError: The content holds something else.
+
+    Example:
+        >>> print(to_json({"sizes": (1, 2), "error": float("inf")}))
+        {
+          "sizes": [
+            1,
+            2
+          ],
+          "error": "Infinity"
+        }
+    """
+    return json.dumps(_plain(content), indent=2, allow_nan=False)
+
+
 def raw_size(path: str | os.PathLike[str]) -> int:
     """Returns the bytes of a file, or of all files below a directory."""
     return sum(file.stat().st_size for file in _files(path))
@@ -150,8 +186,7 @@ def describe(
 
 def write_manifest(path: str | os.PathLike[str], artifact: Artifact) -> None:
     """Writes an artifact's description as JSON for build scripts."""
-    text = json.dumps(_to_json(dataclasses.asdict(artifact)), indent=2, sort_keys=True)
-    write_bytes(path, (text + "\n").encode())
+    write_json(path, artifact)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -177,14 +212,31 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
         return value
-    return str(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+    if hasattr(value, "to_json"):
+        return _plain(value.to_json())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return [_plain(item) for item in sorted(value, key=str)]
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
+        return _plain(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "name") and hasattr(value, "newbyteorder"):  # NumPy data types
+        return value.name
+    raise TypeError(f"Cannot write as JSON. Received: {type(value).__name__}")
 
 
 def _files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -223,9 +275,17 @@ def _fsync(path: pathlib.Path) -> None:
 def _replace(
     temporary: pathlib.Path, final: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    # rename(2) replaces a file, but neither a non-empty directory nor a file by a
-    # directory: then the old one moves aside first and comes back on failure.
-    if final.exists() and (final.is_dir() or temporary.is_dir()):
+    if final.exists() and final.is_dir() != temporary.is_dir():
+        kinds = ("a directory", "a file")
+        old, new = kinds if final.is_dir() else reversed(kinds)
+        raise TfoptError(
+            f"Cannot write {new} in the place of {old}. Expected a path that is free "
+            f"or holds {new}; choose another or remove it. "
+            f"Received: path={os.fspath(final)!r}"
+        )
+    # rename(2) does not replace a directory that holds something: then the old one
+    # moves aside first and comes back on failure.
+    if final.is_dir():
         aside = folder / "replaced"
         os.rename(final, aside)
         try:
@@ -243,8 +303,9 @@ def _remove_leftovers(final: pathlib.Path) -> None:
     for entry in final.parent.glob(f"{_TEMP_PREFIX}*"):
         if not entry.name.startswith(prefix):
             continue
-        owner = entry.name[len(prefix) :].split(".", 1)[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        # `model` must not touch the temporaries of `model.1`: <pid>.<random> only.
+        owner = _OWNER.fullmatch(entry.name, len(prefix))
+        if owner and not _is_alive(int(owner[1])):
             _rescue(entry, final)
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -267,8 +328,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _cannot_write(path: str | os.PathLike[str], error: OSError) -> TfoptError:
+    # mkdir says "File exists" where the folder is to be below a file.
+    blocked = isinstance(error, FileExistsError)
+    reason = "its folder is a file" if blocked else error.strerror or str(error)
     return TfoptError(
-        f"Cannot write the output: {error.strerror or error}. Expected a writable "
+        f"Cannot write the output: {reason}. Expected a writable "
         "folder with enough free space. The old output, if any, is untouched. "
         f"Received: path={os.fspath(path)!r}"
     )

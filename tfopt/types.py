@@ -57,7 +57,13 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """One callable entry of a model: its key, inputs and outputs, in order."""
+    """One callable entry of a model.
+
+    Attributes:
+        key: Its name, for example `"serving_default"`.
+        inputs: What it takes, in order.
+        outputs: What it returns, in order.
+    """
 
     key: str
     inputs: tuple[TensorInfo, ...]
@@ -93,3 +99,9 @@ class Artifact:
     signature: Signature | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.format}, {self.size_bytes:,} bytes, "
+            f"{self.gzip_bytes:,} after gzip"
+        )

@@ -1,0 +1,457 @@
+"""Command line tools: flags from signatures, and one way to run and to fail.
+
+    # tools/freeze_graph.py
+    def run() -> None:
+        _flags.main(_flags.define("tfopt.freezing:freeze_graph"), module=__name__)
+
+`define` makes one absl flag of each keyword-only parameter, without importing the
+function; `main` parses, calls, prints the result, and turns failures into one line.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import csv
+import importlib
+import inspect
+import logging
+import os
+import pathlib
+import sys
+import traceback
+import types
+import typing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import flags
+
+from tfopt import _quiet, _signatures, artifacts
+from tfopt.types import TfoptError
+
+# Flags defined here belong to the tool that asked for them, so that its --helpshort
+# lists them.
+flags.disclaim_key_flags()
+
+_HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-h", "-?")
+_SCALARS = (bool, int, float, pathlib.Path, str)
+_SEQUENCES = (
+    tuple,
+    list,
+    collections.abc.Sequence,
+    collections.abc.Iterable,
+    collections.abc.Collection,
+)
+_MAX_MESSAGE = 2000
+
+
+class Options:
+    """The flags made from one function; calling it calls the function.
+
+    Attributes:
+        skipped: Parameters without a flag, because a command line has no way to
+            write their values.
+    """
+
+    def __init__(
+        self,
+        target: str | Callable[..., Any],
+        made: dict[str, flags.Flag],
+        required: frozenset[str],
+        skipped: tuple[str, ...],
+    ) -> None:
+        self._target = target
+        self._made = made
+        self._required = required
+        self.skipped = skipped
+
+    def values(self) -> dict[str, Any]:
+        """Returns the parameters given on the command line.
+
+        The others are left to the function's own defaults.
+        """
+        return {name: flag.value for name, flag in self._made.items() if flag.present}
+
+    def missing(self) -> list[str]:
+        """Returns the names of required flags that were not given."""
+        return [
+            flag.name
+            for name, flag in self._made.items()
+            if name in self._required and not flag.present
+        ]
+
+    def __call__(self, *operands: Any, **more: Any) -> Any:
+        """Imports the function and calls it with the flags' values.
+
+        Args:
+            *operands: Positional arguments.
+            **more: Further keyword arguments; they win over flags.
+        """
+        function = self._target
+        if isinstance(function, str):
+            module_name, name = _signatures.split(function)
+            function = getattr(importlib.import_module(module_name), name)
+        return function(*operands, **{**self.values(), **more})
+
+
+def define(
+    target: str | Callable[..., Any],
+    *,
+    prefix: str = "",
+    required: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> Options:
+    """Defines a flag for each keyword-only parameter of a function or class.
+
+    Type, choices, default and help come from the annotation, the default and the
+    docstring. `bool` gives `--x` and `--nox`; `Literal` the named choices; a tuple,
+    list or sequence a flag that takes commas and may be repeated; in a union every
+    member that a command line can write is accepted. A parameter that has no such
+    member, like a model or a callable, gets no flag.
+
+    Args:
+        target: `"module:name"`, imported only when called, or the function itself.
+        prefix: With `"prune"` the flag of `end_step` is `--prune.end_step`.
+        required: Parameters that must be given although they have a default; those
+            without a default always must.
+        exclude: Parameters that get no flag.
+        flag_values: Where the flags are registered.
+
+    Returns:
+        The `Options` that hold their values and call the function.
+
+    Raises:
+        TypeError: A parameter without default has no form on a command line, or a
+            name in `required` or `exclude` is not a parameter.
+    """
+    made: dict[str, flags.Flag] = {}
+    needed, skipped = set(required), []
+    parameters = _signatures.parameters(target)
+    _check_names(target, parameters, {*required, *exclude})
+    for parameter in parameters:
+        if parameter.name in exclude:
+            continue
+        kinds = tuple(dict.fromkeys(_kinds(parameter.annotation)))
+        if parameter.default is _signatures.Required:
+            needed.add(parameter.name)
+            if not kinds:
+                raise TypeError(
+                    "A required parameter has no form on a command line. Expected "
+                    "str, int, float, bool, a path, Literal or a sequence of these, "
+                    f"or `exclude`. Received: {target!r}, {parameter.name}"
+                )
+        if not kinds:
+            skipped.append(parameter.name)
+            continue
+        flag = _flag(parameter, kinds, prefix, parameter.name in needed)
+        flags.DEFINE_flag(flag, flag_values)
+        made[parameter.name] = flag
+    return Options(target, made, frozenset(needed), tuple(skipped))
+
+
+def main(
+    work: Callable[[], Any],
+    *,
+    module: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> NoReturn:
+    """Runs a command line tool from its arguments to its exit code.
+
+    The result of `work` is printed on stdout; whatever is printed meanwhile goes to
+    stderr. Exit codes: 0 done, 1 the work failed, 2 bad flags, 130 interrupted; each
+    failure is one line, `tool: what`, on stderr.
+
+    Args:
+        work: What to do; mostly the `Options` of `define`. Its result has `to_json`,
+            or is a dataclass, a mapping, a string or None.
+        module: `__name__` of the tool; its docstring, with an example, is the help.
+        flag_values: Where the flags are registered.
+    """
+    tool = pathlib.Path(sys.argv[0]).stem
+    flags.DEFINE_string(
+        "report",
+        None,
+        "File for the machine-readable result, as JSON.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "debug",
+        False,
+        "Show all logs, TensorFlow's too, and the traceback of a failure.",
+        flag_values=flag_values,
+    )
+    if any(argument in _HELP for argument in sys.argv[1:]):
+        print(_help(module, flag_values))
+        sys.exit(0)
+    try:
+        _parse(work, flag_values)
+    except flags.Error as error:
+        _fail(tool, f"{error} (--helpshort lists the flags)", 2)
+    debug = bool(flag_values["debug"].value)
+    _set_up_process(tool, debug=debug)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = work()
+        if flag_values["report"].value:
+            artifacts.write_json(flag_values["report"].value, result)
+        _show(result)
+    except KeyboardInterrupt:
+        _fail(tool, "interrupted", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _fail(tool, _message(error), 1)
+    sys.exit(0)
+
+
+def _check_names(
+    target: str | Callable[..., Any],
+    parameters: Sequence[_signatures.Parameter],
+    named: set[str],
+) -> None:
+    known = {parameter.name for parameter in parameters}
+    if not parameters or named - known:
+        raise TypeError(
+            f"Expected keyword-only parameters {sorted(named) or ''} in {target!r}. "
+            f"Received: {sorted(known)}"
+        )
+
+
+def _flag(
+    parameter: _signatures.Parameter, kinds: tuple[Any, ...], prefix: str, needed: bool
+) -> flags.Flag:
+    name = f"{prefix}.{parameter.name}" if prefix else parameter.name
+    text = parameter.help + (" (required)" if needed else "")
+    default = parameter.default
+    if inspect.isclass(default) or not _is_plain(default):
+        # Required, or made by code that is not run here; the function knows it.
+        default = None
+    if parameter.default is None:
+        # Leaving the flag out says it.
+        kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if kinds == (bool,):
+        return flags.BooleanFlag(name, default, text)
+    sequence = next((kind for kind in kinds if _is_sequence(kind)), None)
+    if sequence is None:
+        return flags.Flag(_Parser(kinds), _Serializer(), name, default, text)
+    return _ListFlag(_ListParser(sequence), _Serializer(), name, default, text)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Returns the members of an annotation that a command line can write.
+
+    These are scalars of `_SCALARS`, None, `Literal` types and sequence types.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        members = tuple(kind for item in arguments for kind in _kinds(item))
+        return members if any(kind is not types.NoneType for kind in members) else ()
+    if annotation in (None, types.NoneType):
+        return (types.NoneType,)
+    if annotation in (os.PathLike, pathlib.PurePath) or origin is os.PathLike:
+        return (str,)
+    if annotation in _SCALARS or origin is typing.Literal:
+        return (annotation,)
+    if origin in _SEQUENCES and arguments and _item_kinds(annotation):
+        return (annotation,)
+    return ()
+
+
+def _item_kinds(sequence: Any) -> tuple[Any, ...]:
+    items = [item for item in typing.get_args(sequence) if item is not Ellipsis]
+    kinds = [_kinds(item) for item in items]
+    return tuple(kinds) if all(kinds) else ()
+
+
+def _is_sequence(kind: Any) -> bool:
+    return typing.get_origin(kind) in _SEQUENCES
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, _SCALARS)
+
+
+class _Parser(flags.ArgumentParser):
+    """Parses a scalar by the first member of a union that takes the text."""
+
+    def __init__(self, kinds: tuple[Any, ...]) -> None:
+        super().__init__()
+        # str takes everything, so it comes last.
+        self._kinds = sorted(kinds, key=lambda kind: kind is str)
+        self.syntactic_help = self._expected()
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value; a default that is no text is kept."""
+        if not isinstance(argument, str):
+            return argument
+        for kind in self._kinds:
+            with contextlib.suppress(ValueError):
+                return _convert(argument, kind)
+        raise ValueError(f"expected {self._expected()}")
+
+    def flag_type(self) -> str:
+        """Returns the expected values in words."""
+        return self._expected()
+
+    def _expected(self) -> str:
+        return " or ".join(_in_words(kind) for kind in self._kinds)
+
+
+class _ListParser(flags.ArgumentParser):
+    """Parses `a,b,c` (quoted as in CSV) into a tuple, or a list if that is wanted."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self._make = list if typing.get_origin(kind) is list else tuple
+        self._items = [_Parser(kinds) for kinds in _item_kinds(kind)]
+        self.is_fixed = typing.get_origin(
+            kind
+        ) is tuple and Ellipsis not in typing.get_args(kind)
+        self.syntactic_help = self.flag_type()
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the items of one occurrence of the flag."""
+        if not isinstance(argument, str):
+            return self._make(argument)
+        try:
+            texts = next(csv.reader([argument], strict=True, skipinitialspace=True), [])
+        except csv.Error as error:
+            raise ValueError(f"expected {self.flag_type()}: {error}") from error
+        parsers = self._items if self.is_fixed else self._items * len(texts)
+        if len(parsers) != len(texts):
+            raise ValueError(f"expected {self.flag_type()}")
+        return self._make(
+            parser.parse(text) for parser, text in zip(parsers, texts, strict=True)
+        )
+
+    def flag_type(self) -> str:
+        """Returns the expected values in words."""
+        words = [parser.flag_type() for parser in self._items]
+        if self.is_fixed:
+            return f"{len(words)} values with commas: {', '.join(words)}"
+        return f"a comma separated list, each {words[0]}; may be repeated"
+
+
+class _ListFlag(flags.Flag):
+    """A flag whose occurrences add up, unless its length is fixed."""
+
+    def parse(self, argument: Any) -> None:
+        """Takes the items of one occurrence."""
+        flag: Any = self
+        items = self._parse(argument)
+        if self.present and not flag.parser.is_fixed:
+            items = flag.value + items
+        flag.value = items
+        self.present += 1
+
+
+class _Serializer(flags.ArgumentSerializer):
+    """Writes a value as it would be typed."""
+
+    def serialize(self, value: Any) -> str:
+        """Returns the text of a value."""
+        if isinstance(value, (tuple, list)):
+            return ",".join(str(item) for item in value)
+        return str(value)
+
+
+def _convert(text: str, kind: Any) -> Any:
+    """Returns the text as a value of one scalar kind, or raises ValueError."""
+    if kind is types.NoneType:
+        choices: dict[str, Any] = {"none": None, "None": None}
+    elif kind is bool:
+        choices = {"true": True, "True": True, "false": False, "False": False}
+    elif typing.get_origin(kind) is typing.Literal:
+        choices = {str(value): value for value in typing.get_args(kind)}
+    else:
+        return kind(text)
+    if text not in choices:
+        raise ValueError(text)
+    return choices[text]
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        choices = [str(value) for value in typing.get_args(kind)]
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+    return {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        pathlib.Path: "a path",
+        types.NoneType: "none",
+    }[kind]
+
+
+def _parse(work: Callable[[], Any], flag_values: flags.FlagValues) -> None:
+    rest = flag_values(sys.argv)[1:]
+    if rest:
+        raise flags.Error(f"unexpected argument {rest[0]!r}, expected only flags")
+    missing = work.missing() if isinstance(work, Options) else []
+    if missing:
+        raise flags.Error("missing " + ", ".join(f"--{name}" for name in missing))
+
+
+def _help(module: str, flag_values: flags.FlagValues) -> str:
+    # absl files the flags of a script under the path it was started by.
+    owner = sys.argv[0] if module == "__main__" else module
+    listed = flag_values.module_help(owner).split("\n", 2)[-1]
+    return (
+        f"{inspect.getdoc(sys.modules[module])}\n\nFlags:\n{listed}\n\n"
+        "--flagfile=FILE reads flags from a file, one a line. "
+        "Exit codes: 0 done, 1 failed, 2 bad flags."
+    )
+
+
+def _show(result: Any) -> None:
+    try:
+        if hasattr(result, "__rich__") and sys.stdout.isatty():
+            importlib.import_module("rich").print(result)
+        elif isinstance(result, (Mapping, list, tuple)):
+            print(artifacts.to_json(result))
+        elif result is not None:
+            print(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; a second attempt to flush at
+        # exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _message(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        file = "" if error.filename is None else f": {error.filename}"
+        text = f"{error.strerror}{file}"
+    elif not isinstance(error, (TfoptError, ValueError, OSError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return text or type(error).__name__
+
+
+def _fail(tool: str, message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    if len(line) > _MAX_MESSAGE:
+        line = line[:_MAX_MESSAGE] + " ..."
+    print(f"{tool}: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _set_up_process(tool: str, *, debug: bool) -> None:
+    """Sets what only the owner of a process may set: logs, warnings, import path."""
+    if not debug:
+        _quiet.quiet_cpp_logs()
+        warnings.formatwarning = lambda message, *_: f"{tool}: warning: {message}\n"
+    logging.basicConfig(
+        format=f"{tool}: %(message)s",
+        level=logging.WARNING,
+        stream=sys.stderr,
+    )
+    logging.getLogger("tfopt").setLevel(logging.DEBUG if debug else logging.INFO)
+    # `module:function` finds a module in the current folder, as with `python -m`.
+    sys.path.append(os.getcwd())
