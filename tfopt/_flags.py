@@ -59,12 +59,10 @@ class Options:
         self,
         target: str | Callable[..., Any],
         made: dict[str, flags.Flag],
-        required: frozenset[str],
         skipped: tuple[str, ...],
     ) -> None:
         self._target = target
         self._made = made
-        self._required = required
         self.skipped = skipped
 
     def values(self) -> dict[str, Any]:
@@ -73,14 +71,6 @@ class Options:
         The others are left to the function's own defaults.
         """
         return {name: flag.value for name, flag in self._made.items() if flag.present}
-
-    def missing(self) -> list[str]:
-        """Returns the names of required flags that were not given."""
-        return [
-            flag.name
-            for name, flag in self._made.items()
-            if name in self._required and not flag.present
-        ]
 
     def __call__(self, *operands: Any, **more: Any) -> Any:
         """Imports the function and calls it with the flags' values.
@@ -148,8 +138,15 @@ def define(
             continue
         flag = _flag(parameter, kinds, prefix, parameter.name in needed)
         flags.DEFINE_flag(flag, flag_values)
+        if parameter.name in needed:
+            flags.register_validator(
+                flag.name,
+                lambda value: value is not None,
+                message="it is required",
+                flag_values=flag_values,
+            )
         made[parameter.name] = flag
-    return Options(target, made, frozenset(needed), tuple(skipped))
+    return Options(target, made, tuple(skipped))
 
 
 def main(
@@ -187,7 +184,7 @@ def main(
         print(_help(module, flag_values))
         sys.exit(0)
     try:
-        _parse(work, flag_values)
+        _parse(flag_values)
     except flags.Error as error:
         _fail(tool, f"{error} (--helpshort lists the flags)", 2)
     debug = bool(flag_values["debug"].value)
@@ -226,7 +223,7 @@ def _flag(
     name = f"{prefix}.{parameter.name}" if prefix else parameter.name
     text = parameter.help + (" (required)" if needed else "")
     default = parameter.default
-    if inspect.isclass(default) or not _is_plain(default):
+    if needed or not _is_plain(default):
         # Required, or made by code that is not run here; the function knows it.
         default = None
     if parameter.default is None:
@@ -389,13 +386,10 @@ def _in_words(kind: Any) -> str:
     }[kind]
 
 
-def _parse(work: Callable[[], Any], flag_values: flags.FlagValues) -> None:
+def _parse(flag_values: flags.FlagValues) -> None:
     rest = flag_values(sys.argv)[1:]
     if rest:
         raise flags.Error(f"unexpected argument {rest[0]!r}, expected only flags")
-    missing = work.missing() if isinstance(work, Options) else []
-    if missing:
-        raise flags.Error("missing " + ", ".join(f"--{name}" for name in missing))
 
 
 def _help(module: str, flag_values: flags.FlagValues) -> str:
