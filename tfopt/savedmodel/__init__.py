@@ -1,0 +1,1 @@
+"""SavedModels, graphs and checkpoints as files, without a TensorFlow runtime."""

@@ -1,0 +1,457 @@
+"""TensorFlow checkpoints (format V2, "TensorBundle"): reading and writing.
+
+A checkpoint with prefix `p` is a table `p.index`, key -> BundleEntryProto (type, shape,
+shard, offset, size, checksum), and data files `p.data-00000-of-0000N` with the tensors'
+bytes. A partitioned variable has one entry that lists its slices, and one per slice.
+
+Reference:
+    TensorFlow `core/util/tensor_bundle/tensor_bundle.{h,cc}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from tfopt.savedmodel import crc32c, dtypes, extents, protos, slices, strings, table
+from tfopt.savedmodel.extents import Extent
+from tfopt.types import TfoptError
+
+_CHUNK = 1 << 20
+_LITTLE_ENDIAN = 0
+_BUNDLE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the index says of one tensor.
+
+    Attributes:
+        key: Its name in the checkpoint.
+        dtype: TensorFlow's DataType number.
+        shape: Sizes by axis.
+        shard: Number of the data file.
+        offset: First byte in the data file.
+        size_bytes: Bytes in the data file; of a partitioned variable, 0.
+        masked_crc: Checksum of these bytes.
+        parts: The stored slices of a partitioned variable, else empty.
+    """
+
+    key: str
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size_bytes: int
+    masked_crc: int
+    parts: tuple[slices.Slice, ...] = ()
+
+
+class BundleReader:
+    """Reads a checkpoint; checksums are verified wherever bytes are read.
+
+    Args:
+        prefix: Path without `.index`, for example `model/variables/variables`.
+
+    Raises:
+        TfoptError: The index is missing, truncated, damaged or of another byte order.
+
+    Example:
+        >>> import tempfile
+        >>> prefix = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> with BundleWriter(prefix) as writer:
+        ...     writer.add("w", np.arange(3, dtype=np.float32))
+        >>> reader = BundleReader(prefix)
+        >>> reader.keys(), reader.read("w").tolist()
+        (['w'], [0.0, 1.0, 2.0])
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]):
+        self.prefix = os.fspath(prefix)
+        self._index = table.read_table(self.prefix + ".index")
+        header = _parse("BundleHeaderProto", self._index.get(b"", b""), self.prefix)
+        if header.endianness != _LITTLE_ENDIAN:
+            raise TfoptError(
+                "The checkpoint was written on a big-endian machine. Expected a "
+                f"little-endian one. Received: {self.prefix}.index"
+            )
+        self.num_shards = header.num_shards
+
+    def keys(self) -> list[str]:
+        """Returns the tensors' names, sorted; slices of variables are not listed."""
+        return [
+            key.decode() for key in self._index if key and not key.startswith(b"\0")
+        ]
+
+    def __contains__(self, key: str) -> bool:
+        return key.encode() in self._index
+
+    def entry(self, key: str) -> Entry:
+        """Returns type, shape and place of a tensor.
+
+        Raises:
+            TfoptError: There is no such tensor, or its entry is damaged.
+        """
+        return self._entry(key.encode(), key)
+
+    def shard_path(self, shard: int) -> str:
+        """Returns the path of a data file."""
+        return f"{self.prefix}.data-{shard:05d}-of-{self.num_shards:05d}"
+
+    def raw_extents(self, key: str) -> list[Extent]:
+        """Returns where a tensor's bytes lie, as stored, slice by slice."""
+        entry = self.entry(key)
+        if not entry.parts:
+            return [self._extent(entry)]
+        return [self._extent(self._part_entry(entry, part)) for part in entry.parts]
+
+    def extents(
+        self, key: str, part: slices.Slice | None = None
+    ) -> list[Extent] | None:
+        """Returns the byte ranges that, joined, are a tensor in row-major order.
+
+        Args:
+            key: Name of the tensor.
+            part: A slice of it; `None` for all.
+
+        Returns:
+            Byte ranges; `None` when the content is no sequence of stored bytes: strings
+            and variants, and slices that cut any but the first axis. Use `read` then.
+
+        Raises:
+            TfoptError: The slice isn't covered by stored slices, or a range had to be
+                verified as a part of its whole, and is damaged.
+        """
+        entry = self.entry(key)
+        item = dtypes.item_size(entry.dtype)
+        if item is None:
+            return None
+        wanted = _whole(entry.shape) if part is None else part
+        found = []
+        for source, place, overlap in self._overlaps(entry, wanted):
+            local = _shift(overlap, place)
+            if not slices.is_contiguous(local, _lengths(place)):
+                return None
+            if not slices.is_contiguous(_shift(overlap, wanted), _lengths(wanted)):
+                return None
+            extent = self._sub_extent(source, local, _lengths(place), item)
+            found.append((overlap, extent))
+        # Contiguous runs of a row-major tensor follow each other by their starts.
+        found.sort(key=lambda pair: [start for start, _ in pair[0]])
+        return [extent for _, extent in found]
+
+    def read(self, key: str, part: slices.Slice | None = None) -> np.ndarray:
+        """Returns a tensor, or a slice of it, as an array.
+
+        Strings are `bytes` in an object array; bfloat16, float8 and the like have
+        `ml_dtypes` types.
+
+        Raises:
+            TfoptError: No such tensor, a damaged file, or a slice that isn't stored.
+        """
+        entry = self.entry(key)
+        wanted = _whole(entry.shape) if part is None else part
+        pieces = self._overlaps(entry, wanted)
+        if not entry.parts and wanted == _whole(entry.shape):
+            return self._read_entry(entry)
+        result = np.empty(_lengths(wanted), dtypes.to_numpy(entry.dtype))
+        for source, place, overlap in pieces:
+            content = self._read_entry(source)[_index(_shift(overlap, place))]
+            result[_index(_shift(overlap, wanted))] = content
+        return result
+
+    def verify(self, keys: Iterable[str] | None = None) -> None:
+        """Reads all bytes of the tensors (default: of all) and checks the checksums.
+
+        Raises:
+            TfoptError: Names the first file and tensor that are damaged.
+        """
+        for key in self.keys() if keys is None else keys:
+            entry = self.entry(key)
+            for extent in self.raw_extents(key):
+                if entry.dtype == dtypes.STRING:
+                    strings.decode(extent, math.prod(entry.shape))
+                else:
+                    extents.verify(extent)
+
+    def _entry(self, raw_key: bytes, name: str) -> Entry:
+        if raw_key not in self._index:
+            raise TfoptError(
+                "The checkpoint has no such tensor. Expected one of "
+                f"{_some(self.keys())}. Received: key={name!r} in {self.prefix}.index"
+            )
+        proto = _parse("BundleEntryProto", self._index[raw_key], self.prefix)
+        entry = Entry(
+            key=name,
+            dtype=proto.dtype,
+            shape=tuple(dim.size for dim in proto.shape.dim),
+            shard=proto.shard_id,
+            offset=proto.offset,
+            size_bytes=proto.size,
+            masked_crc=proto.crc32c,
+            parts=tuple(slices.from_proto(part) for part in proto.slices),
+        )
+        item = dtypes.item_size(entry.dtype)
+        expected = None if item is None else item * math.prod(entry.shape)
+        if not entry.parts and expected not in (None, entry.size_bytes):
+            raise TfoptError(
+                "The checkpoint's index contradicts itself: size and shape differ. "
+                f"Expected {expected} bytes. Received: {entry} in {self.prefix}.index"
+            )
+        return entry
+
+    def _part_entry(self, entry: Entry, part: slices.Slice) -> Entry:
+        return self._entry(slices.index_key(entry.key, part), f"{entry.key} {part}")
+
+    def _extent(self, entry: Entry) -> Extent:
+        # Of strings, the checksum covers the lengths as integers, not as stored.
+        return Extent(
+            path=self.shard_path(entry.shard),
+            offset=entry.offset,
+            size=entry.size_bytes,
+            label=f"tensor {entry.key!r}",
+            masked_crc=entry.masked_crc,
+        )
+
+    def _sub_extent(
+        self, entry: Entry, local: slices.Slice, shape: tuple[int, ...], item: int
+    ) -> Extent:
+        extent = self._extent(entry)
+        size = item * math.prod(_lengths(local))
+        if size == extent.size:
+            return extent
+        # A part of the bytes has no checksum of its own: verify the whole.
+        extents.verify(extent)
+        first = [start for start, _ in local]
+        offset = int(np.ravel_multi_index(first, shape)) * item if first else 0
+        return dataclasses.replace(
+            extent, offset=extent.offset + offset, size=size, masked_crc=None
+        )
+
+    def _overlaps(
+        self, entry: Entry, wanted: slices.Slice
+    ) -> list[tuple[Entry, slices.Slice, slices.Slice]]:
+        """Returns (stored piece, where it lies in the tensor, what of it is wanted)."""
+        if not entry.parts:
+            return [(entry, _whole(entry.shape), wanted)]
+        pieces = []
+        covered = 0
+        for part in entry.parts:
+            place = slices.resolve(part, entry.shape)
+            overlap = slices.intersect(place, wanted)
+            if overlap is not None:
+                covered += math.prod(_lengths(overlap))
+                pieces.append((self._part_entry(entry, part), place, overlap))
+        if covered != math.prod(_lengths(wanted)):
+            raise TfoptError(
+                "The checkpoint's slices do not cover the variable. Expected every "
+                f"element in exactly one slice. Received: key={entry.key!r}, "
+                f"slice={wanted}, stored={entry.parts} in {self.prefix}.index"
+            )
+        return pieces
+
+    def _read_entry(self, entry: Entry) -> np.ndarray:
+        extent = self._extent(entry)
+        if entry.dtype == dtypes.STRING:
+            values = strings.decode(extent, math.prod(entry.shape))
+            array = np.empty(len(values), object)
+            array[:] = values
+            return array.reshape(entry.shape)
+        kind = dtypes.to_numpy(entry.dtype)
+        buffer = np.empty(entry.size_bytes, np.uint8)
+        position = 0
+        for chunk in extents.read(extent):
+            buffer[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            position += len(chunk)
+        return buffer.view(kind).reshape(entry.shape)
+
+
+class BundleWriter:
+    """Writes a checkpoint, tensor by tensor, with one data file.
+
+    Used as a context manager: leaving it normally writes the index; leaving it by an
+    exception removes what was written. It writes in place: to replace a checkpoint
+    atomically, write to a temporary prefix and rename.
+
+    Args:
+        prefix: Path without `.index`; the folder must exist.
+
+    Example:
+        >>> import tempfile
+        >>> prefix = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> with BundleWriter(prefix) as writer:
+        ...     writer.add("names", np.array([b"a", b"bc"], object))
+        >>> BundleReader(prefix).read("names").tolist()
+        [b'a', b'bc']
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]):
+        self.prefix = os.fspath(prefix)
+        self._data_path = self.prefix + ".data-00000-of-00001"
+        self._entries: dict[bytes, Any] = {}
+        self._out = extents.OutputFile(self._data_path)
+
+    def __enter__(self) -> BundleWriter:
+        return self
+
+    def __exit__(self, exception_type: object, *rest: object) -> None:
+        self._out.__exit__(exception_type, *rest)
+        if exception_type is not None:
+            os.unlink(self._data_path)
+            return
+        header = protos.message_class("BundleHeaderProto")(num_shards=1)
+        header.version.producer = _BUNDLE_VERSION
+        pairs = {b"": header.SerializeToString()}
+        pairs |= {key: e.SerializeToString() for key, e in self._entries.items()}
+        table.write_table(self.prefix + ".index", pairs)
+
+    def add(self, key: str, value: Any, *, dtype: int | None = None) -> None:
+        """Writes an array.
+
+        Args:
+            key: Name in the checkpoint.
+            value: Array or scalar; strings as `bytes` (or `str`, stored as UTF-8).
+            dtype: TensorFlow's DataType number, default the one of the array; needed
+                for quantized types, which NumPy knows as plain integers.
+
+        Raises:
+            ValueError: The key was written before.
+            TfoptError: TensorFlow cannot store the type.
+        """
+        array = np.asarray(value)
+        number = dtypes.from_numpy(array.dtype) if dtype is None else dtype
+        entry = self._new_entry(key.encode(), number, array.shape)
+        self._write_value(entry, array)
+
+    def add_part(
+        self, key: str, shape: tuple[int, ...], part: slices.Slice, value: Any
+    ) -> None:
+        """Writes one slice of a partitioned variable.
+
+        Args:
+            key: Name of the whole tensor.
+            shape: Shape of the whole tensor.
+            part: (start, length) by axis, as given by `value`.
+            value: The slice's content.
+        """
+        array = np.asarray(value)
+        number = dtypes.from_numpy(array.dtype)
+        self._register_part(key, number, shape, part)
+        entry = self._new_entry(slices.index_key(key, part), number, array.shape)
+        self._write_value(entry, array)
+
+    def copy(
+        self, reader: BundleReader, key: str, *, new_key: str | None = None
+    ) -> None:
+        """Copies a tensor of any type, byte by byte, without holding it in memory.
+
+        Raises:
+            ValueError: The key was written before.
+            TfoptError: The source is damaged (checksum).
+        """
+        name = key if new_key is None else new_key
+        entry = reader.entry(key)
+        sources = reader.raw_extents(key)
+        if not entry.parts:
+            self._copy_extent(name.encode(), entry, entry.shape, sources[0])
+            return
+        for part, source in zip(entry.parts, sources, strict=True):
+            self._register_part(name, entry.dtype, entry.shape, part)
+            shape = _lengths(slices.resolve(part, entry.shape))
+            self._copy_extent(slices.index_key(name, part), entry, shape, source)
+
+    def _copy_extent(
+        self, raw_key: bytes, entry: Entry, shape: tuple[int, ...], source: Extent
+    ) -> None:
+        target = self._new_entry(raw_key, entry.dtype, shape)
+        target.offset, target.size = self._out.position, source.size
+        target.crc32c = source.masked_crc or 0
+        if dtypes.item_size(entry.dtype) is None:
+            # The checksum of strings isn't that of the bytes: decode to check.
+            if entry.dtype == dtypes.STRING:
+                strings.decode(source, math.prod(shape))
+            source = dataclasses.replace(source, masked_crc=None)
+        self._out.copy(source)
+
+    def _new_entry(self, raw_key: bytes, dtype: int, shape: Iterable[int]) -> Any:
+        if raw_key in self._entries:
+            raise ValueError(
+                "The checkpoint has this tensor already. Expected each key once. "
+                f"Received: key={raw_key.decode(errors='replace')!r}"
+            )
+        entry = protos.message_class("BundleEntryProto")(dtype=dtype)
+        for size in shape:
+            entry.shape.dim.add(size=size)
+        entry.shape.SetInParent()
+        self._entries[raw_key] = entry
+        return entry
+
+    def _register_part(
+        self, key: str, dtype: int, shape: Iterable[int], part: slices.Slice
+    ) -> None:
+        entry = self._entries.get(key.encode())
+        if entry is None:
+            entry = self._new_entry(key.encode(), dtype, shape)
+        extents_proto = entry.slices.add().extent
+        for start, length in part:
+            extent = extents_proto.add()
+            if length != slices.FULL_EXTENT:
+                extent.start, extent.length = start, length
+
+    def _write_value(self, entry: Any, array: np.ndarray) -> None:
+        entry.offset = self._out.position
+        if entry.dtype == dtypes.STRING:
+            data, crc = strings.encode(array)
+            self._out.write(data)
+        else:
+            crc = 0
+            array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")))
+            flat = array.reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _CHUNK):
+                chunk = flat[start : start + _CHUNK].tobytes()
+                crc = crc32c.extend(crc, chunk)
+                self._out.write(chunk)
+        entry.size = self._out.position - entry.offset
+        entry.crc32c = crc32c.mask(crc)
+
+
+def _parse(name: str, data: bytes, prefix: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return protos.message_class(name).FromString(data)
+    except DecodeError as error:
+        raise TfoptError(
+            f"The checkpoint's index is damaged: a {name} cannot be parsed. Expected "
+            f"an intact file. Received: {prefix}.index"
+        ) from error
+
+
+def _whole(shape: tuple[int, ...]) -> slices.Slice:
+    return tuple((0, size) for size in shape)
+
+
+def _lengths(part: slices.Slice) -> tuple[int, ...]:
+    return tuple(length for _, length in part)
+
+
+def _shift(part: slices.Slice, origin: slices.Slice) -> slices.Slice:
+    """Returns `part` in coordinates relative to the start of `origin`."""
+    return tuple(
+        (start - base, length)
+        for (start, length), (base, _) in zip(part, origin, strict=True)
+    )
+
+
+def _index(part: slices.Slice) -> tuple[slice, ...]:
+    return tuple(slice(start, start + length) for start, length in part)
+
+
+def _some(names: list[str], limit: int = 10) -> str:
+    listed = ", ".join(names[:limit])
+    return listed + (f", ... ({len(names)} in all)" if len(names) > limit else "")

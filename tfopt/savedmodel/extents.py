@@ -1,0 +1,204 @@
+"""Byte ranges of files: checksummed reading, and copying from file to file.
+
+Large ranges go from the page cache of one file to that of the other inside the kernel
+(`copy_file_range`), so copying a gigabyte takes no memory here. Each chunk is also read
+once for its checksum, just before it is copied, which is cheap while it is cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator
+
+from tfopt.savedmodel import crc32c
+from tfopt.types import TfoptError
+
+_CHUNK = 1 << 20
+_SMALL = 1 << 16
+
+# What the kernel answers where it cannot copy between these two files.
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """A range of bytes in a file.
+
+    Attributes:
+        path: The file.
+        offset: First byte.
+        size: Number of bytes.
+        label: What is stored there, for messages.
+        masked_crc: The masked CRC-32C of the range, `None` if none is recorded.
+    """
+
+    path: str
+    offset: int
+    size: int
+    label: str
+    masked_crc: int | None = None
+
+
+class OutputFile:
+    """A file written front to back, with small writes gathered.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "x")
+        >>> with OutputFile(path) as out:
+        ...     out.write(b"abc")
+        ...     print(out.position)
+        3
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._descriptor = os.open(path, flags, 0o666)
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._kernel_copy = hasattr(os, "copy_file_range")
+        self.position = 0
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, exception_type: object, *_: object) -> None:
+        try:
+            if exception_type is None:
+                self._flush()
+        finally:
+            os.close(self._descriptor)
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes."""
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self.position += len(data)
+        if self._pending_bytes >= _CHUNK:
+            self._flush()
+
+    def copy(self, extent: Extent) -> None:
+        """Appends a range of another file, checking its checksum on the way.
+
+        Raises:
+            TfoptError: The file is missing, too short or damaged.
+        """
+        if extent.size <= _SMALL:
+            for chunk in read(extent):
+                self.write(chunk)
+            return
+        self._flush()
+        with _open(extent) as source:
+            position = extent.offset
+            for chunk in _chunks(source, extent):
+                self._append(source, position, chunk)
+                position += len(chunk)
+        self.position += extent.size
+
+    def _append(self, source: int, offset: int, chunk: bytes) -> None:
+        """Appends `chunk`, which stands at `offset` of the open file `source`."""
+        done = 0
+        while self._kernel_copy and done < len(chunk):
+            try:
+                count = os.copy_file_range(
+                    source, self._descriptor, len(chunk) - done, offset + done
+                )
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                count = 0
+            # Some file systems answer 0 instead of an error: copy the chunk itself.
+            self._kernel_copy = count > 0
+            done += count
+        _write_all(self._descriptor, memoryview(chunk)[done:])
+
+    def _flush(self) -> None:
+        _write_all(self._descriptor, memoryview(b"".join(self._pending)))
+        self._pending = []
+        self._pending_bytes = 0
+
+
+def read(extent: Extent) -> Iterator[bytes]:
+    """Yields the bytes in chunks of at most 1 MiB; the last chunk comes checked.
+
+    Raises:
+        TfoptError: The file is missing, too short, or its checksum differs.
+    """
+    with _open(extent) as source:
+        yield from _chunks(source, extent)
+
+
+def checksum(extent: Extent) -> int:
+    """Returns the masked CRC-32C of the bytes, ignoring the recorded one."""
+    crc = 0
+    for chunk in read(dataclasses.replace(extent, masked_crc=None)):
+        crc = crc32c.extend(crc, chunk)
+    return crc32c.mask(crc)
+
+
+def verify(extent: Extent) -> None:
+    """Reads the range once and compares its checksum with the recorded one.
+
+    Raises:
+        TfoptError: The file is missing, too short, or its checksum differs.
+    """
+    for _ in read(extent):
+        pass
+
+
+def _chunks(source: int, extent: Extent) -> Iterator[bytes]:
+    crc = 0
+    position = extent.offset
+    end = extent.offset + extent.size
+    while True:
+        chunk = os.pread(source, min(_CHUNK, end - position), position)
+        if not chunk and position < end:
+            raise TfoptError(
+                f"The file is truncated: {extent.label} ends at byte {end}, the file "
+                f"at byte {position}. Expected an intact checkpoint; copy it again "
+                f"from its source. Received: {extent.path}"
+            )
+        if extent.masked_crc is not None:
+            crc = crc32c.extend(crc, chunk)
+        position += len(chunk)
+        # The check precedes the last chunk, so that nobody gets all bytes unchecked.
+        if position == end:
+            _check(extent, crc)
+        yield chunk
+        if position == end:
+            return
+
+
+def _check(extent: Extent, crc: int) -> None:
+    stored, computed = extent.masked_crc, crc32c.mask(crc)
+    if stored is not None and computed != stored:
+        raise TfoptError(
+            f"The file is damaged: crc32c mismatch for {extent.label} at byte "
+            f"{extent.offset}: stored {stored:#010x}, computed {computed:#010x}. "
+            "Expected an intact checkpoint; copy it again from its source. "
+            f"Received: {extent.path}"
+        )
+
+
+@contextlib.contextmanager
+def _open(extent: Extent) -> Iterator[int]:
+    try:
+        descriptor = os.open(extent.path, os.O_RDONLY)
+    except OSError as error:
+        raise TfoptError(
+            f"Cannot open the file that holds {extent.label}: {error.strerror}. "
+            "Expected all files of the checkpoint side by side. "
+            f"Received: {extent.path}"
+        ) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
