@@ -21,6 +21,20 @@ class VerificationError(TfoptError):
     """A result does not keep what the operation promises."""
 
 
+class RunError(TfoptError):
+    """One batch of a longer run failed; the reason is in `__cause__`.
+
+    Attributes:
+        batch: Index of the batch, from 0.
+        rows: Its first row and the one after its last, within what was handed over.
+    """
+
+    def __init__(self, message: str, *, batch: int, rows: tuple[int, int]):
+        super().__init__(message)
+        self.batch = batch
+        self.rows = rows
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
     """Name, type and shape of one model input or output.

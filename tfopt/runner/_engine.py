@@ -1,0 +1,119 @@
+"""One LiteRT interpreter, opened on one signature and used by one thread at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from tfopt.runner._model_file import Entry, ModelFile, fingerprint
+from tfopt.types import TfoptError
+
+
+class Engine:
+    """Runs one signature of a model at any size that the model allows.
+
+    The interpreter's public methods reach the primary subgraph only, and its
+    `SignatureRunner` resizes without checking (a wrong size of a fixed axis is
+    accepted silently). Hence the wrapped object's own calls, which take a subgraph.
+    `Invoke` releases the GIL; no other call takes noticeable time.
+
+    After any exception the engine has to be thrown away: the interpreter keeps
+    half-changed shapes and repeats old messages.
+    """
+
+    def __init__(self, source: str | bytes, *, num_threads: int, entry: Entry):
+        """Opens a path (memory-mapped) or the content of a model."""
+        self._interpreter = (
+            Interpreter(model_content=source, num_threads=num_threads)
+            if isinstance(source, bytes)
+            else Interpreter(model_path=source, num_threads=num_threads)
+        )
+        self._raw = self._interpreter._interpreter
+        self._entry = entry
+        self._shapes = list(entry.input_shapes)
+        self._is_allocated = False
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Invokes the model once; returns its outputs as new arrays."""
+        self._resize([array.shape for array in arrays])
+        raw, subgraph = self._raw, self._entry.subgraph
+        for index, array in zip(self._entry.input_indices, arrays, strict=True):
+            raw.SetTensor(index, array, subgraph)
+        raw.Invoke(subgraph)
+        return [raw.GetTensor(i, subgraph) for i in self._entry.output_indices]
+
+    def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Returns the output shapes for input shapes, as known before a run."""
+        self._resize(shapes)
+        raw, subgraph = self._raw, self._entry.subgraph
+        return [
+            tuple(map(int, raw.TensorSize(index, subgraph)))
+            for index in self._entry.output_indices
+        ]
+
+    def _resize(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        if self._is_allocated and shapes == self._shapes:
+            return
+        infos = self._entry.signature.inputs
+        for position, index in enumerate(self._entry.input_indices):
+            shape = tuple(shapes[position])
+            if shape != self._shapes[position]:
+                size = np.array(shape, np.int32)
+                strict = infos[position].shape is not None  # else the rank may change
+                self._raw.ResizeInputTensor(index, size, strict, self._entry.subgraph)
+        self._raw.AllocateTensors(self._entry.subgraph)
+        self._shapes = list(shapes)
+        self._is_allocated = True
+
+
+def open_engine(
+    source: str | bytes, *, num_threads: int, entry: Entry, file: ModelFile
+) -> Engine:
+    """Opens an `Engine`.
+
+    Raises:
+        TfoptError: The interpreter refuses the model; the message names the
+            operator where one is to blame.
+    """
+    if isinstance(source, str) and fingerprint(os.stat(source)) != file.fingerprint:
+        raise _cannot_run(source, "the file was replaced since the Runner was opened")
+    flex = [name for name in file.custom_ops if name.startswith("Flex")]
+    if flex:
+        raise _cannot_run(source, _missing_ops(flex))
+    try:
+        return Engine(source, num_threads=num_threads, entry=entry)
+    except (ValueError, RuntimeError) as error:
+        raise explain(source, file, error) from error
+
+
+def explain(source: str | bytes, file: ModelFile, error: BaseException) -> TfoptError:
+    """Turns an interpreter's refusal into one line that names the operator."""
+    reason = one_line(error)
+    unresolved = re.search(r"[Uu]nresolved custom op: (\S+?)\.? ", reason + " ")
+    if unresolved:
+        reason = _missing_ops([unresolved.group(1)])
+    elif "custom op" in reason and file.custom_ops:
+        reason = _missing_ops(list(file.custom_ops))
+    return _cannot_run(source, reason)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception's message without line breaks and run-on sentences."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"(?<=\S)Node number", "; node number", text)
+
+
+def _missing_ops(names: list[str]) -> str:
+    return (
+        f"the LiteRT interpreter has no operator {', '.join(names)}; convert with "
+        "TFLite builtin operators only"
+    )
+
+
+def _cannot_run(source: str | bytes, reason: str) -> TfoptError:
+    name = "model bytes" if isinstance(source, bytes) else f"model={source!r}"
+    return TfoptError(f"Cannot run the model: {reason}. Received: {name}")

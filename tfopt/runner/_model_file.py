@@ -1,0 +1,375 @@
+"""Reads what a `.tflite` file says about itself, without running it.
+
+A `.tflite` file is a FlatBuffer (https://flatbuffers.dev/internals/) of the schema
+tensorflow/compiler/mlir/lite/schema/schema.fbs; field numbers below are those of the
+schema. Only names, types, shapes, operator codes and sizes are read, never weights,
+so a memory-mapped file of any size costs a few pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfopt.types import Signature, TensorInfo, TfoptError
+
+_IDENTIFIER = b"TFL3"
+_CALL_ONCE, _ASSIGN_VARIABLE, _CUSTOM = 129, 144, 32
+_STRING, _RESOURCE, _VARIANT = 5, 13, 14
+_DTYPES: Mapping[int, np.dtype] = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float16),
+    2: np.dtype(np.int32),
+    3: np.dtype(np.uint8),
+    4: np.dtype(np.int64),
+    _STRING: np.dtype(object),
+    6: np.dtype(np.bool_),
+    7: np.dtype(np.int16),
+    8: np.dtype(np.complex64),
+    9: np.dtype(np.int8),
+    10: np.dtype(np.float64),
+    11: np.dtype(np.complex128),
+    12: np.dtype(np.uint64),
+    15: np.dtype(np.uint32),
+    16: np.dtype(np.uint16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One callable subgraph.
+
+    Attributes:
+        signature: Its key, inputs and outputs. Inputs are in the order of the
+            subgraph, which is the order of the converted function's arguments.
+        subgraph: Its index in the file.
+        input_indices: Tensor index of each input of the signature.
+        output_indices: Tensor index of each output of the signature.
+        input_shapes: Shapes that the file starts with; a free axis is 1.
+        activation_bytes: Size of the largest tensor that is not a constant, at
+            `input_shapes`.
+    """
+
+    signature: Signature
+    subgraph: int
+    input_indices: tuple[int, ...]
+    output_indices: tuple[int, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    activation_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """The facts of one file.
+
+    Attributes:
+        entries: The callable subgraphs, in file order; without signatures the
+            primary subgraph alone.
+        has_signatures: Whether the keys of `entries` stand in the file.
+        custom_ops: Names of the operators that are not TFLite builtins.
+        state: What keeps a value from one invocation to the next, in words, or
+            `None` for a model without state.
+        fingerprint: What changes when the file is replaced; empty for bytes.
+    """
+
+    entries: tuple[Entry, ...]
+    has_signatures: bool
+    custom_ops: tuple[str, ...]
+    state: str | None
+    fingerprint: tuple[int, ...] = ()
+
+    def entry(self, key: str | None) -> Entry:
+        """Returns the entry with a signature key, or the default one.
+
+        Raises:
+            ValueError: There is no such key, or it is `None` and the choice is
+                open.
+        """
+        keys = [entry.signature.key for entry in self.entries]
+        if key is None and len(keys) > 1 and "serving_default" in keys:
+            key = "serving_default"
+        if key is None and len(keys) == 1:
+            return self.entries[0]
+        if key is None or not self.has_signatures or key not in keys:
+            choice = ", ".join(map(repr, keys)) if self.has_signatures else "none"
+            raise ValueError(
+                "Cannot choose the signature. Expected `signature_key` to be one of "
+                f"the file's signatures ({choice})"
+                + ("" if self.has_signatures else ", so leave it out")
+                + f". Received: signature_key={key!r}"
+            )
+        return self.entries[keys.index(key)]
+
+
+def read_model_file(source: str | bytes) -> ModelFile:
+    """Reads the facts of a file.
+
+    Args:
+        source: Path of a `.tflite` file, or its content.
+
+    Returns:
+        Its `ModelFile`.
+
+    Raises:
+        TfoptError: It cannot be read, is not a `.tflite` file, or is cut off.
+
+    Example:
+        >>> read_model_file("model.tflite").entries[0].signature.key
+        'serving_default'
+    """
+    name = "model bytes" if isinstance(source, bytes) else f"model={source!r}"
+    try:
+        if isinstance(source, bytes):
+            return _parse(source)
+        with open(source, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise _Damaged("it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                facts = _parse(data)
+        return dataclasses.replace(facts, fingerprint=fingerprint(status))
+    except OSError as error:
+        raise TfoptError(
+            f"Cannot read the model: {error.strerror}. Expected a `.tflite` file. "
+            f"Received: {name}"
+        ) from error
+    except (_Damaged, struct.error) as error:
+        raise TfoptError(
+            f"Not a complete `.tflite` model: {error}. Write or convert it again. "
+            f"Received: {name}, {_size(source)} bytes"
+        ) from error
+
+
+def fingerprint(status: os.stat_result) -> tuple[int, ...]:
+    """Identifies a file's content cheaply, to notice when it is replaced."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _Damaged(Exception):
+    """An offset of the file leads nowhere."""
+
+
+def _parse(data: Any) -> ModelFile:
+    if len(data) < 8 or data[4:8] != _IDENTIFIER:
+        raise _Damaged("it does not begin as a TFLite FlatBuffer")
+    return _model(_Table(data, _unpack("I", data, 0)))
+
+
+def _size(source: str | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else os.path.getsize(source)
+
+
+def _model(model: _Table) -> ModelFile:
+    buffers = model.tables(4)
+    # Reading each length proves that the file goes on to its end.
+    is_constant = [_is_constant(buffer) for buffer in buffers]
+    codes = [_operator_code(code) for code in model.tables(1)]
+    subgraphs = model.tables(2)
+    if not subgraphs:
+        raise _Damaged("it holds no graph")
+    signatures = model.tables(7)
+    if signatures:
+        entries = [_signature_entry(s, subgraphs, is_constant) for s in signatures]
+    else:
+        entries = [_entry(subgraphs[0], 0, is_constant)]
+    return ModelFile(
+        entries=tuple(entries),
+        has_signatures=bool(signatures),
+        custom_ops=tuple(sorted({name for code, name in codes if code == _CUSTOM})),
+        state=_state(subgraphs, [code for code, _ in codes]),
+    )
+
+
+def _is_constant(buffer: _Table) -> bool:
+    # Models above 2 GB keep weights behind the FlatBuffer, as offset and size.
+    return buffer.vector_length(0, 1) > 0 or buffer.number(1, "Q") > 1
+
+
+def _operator_code(code: _Table) -> tuple[int, str]:
+    # Files from before 2020 have the 8-bit field only.
+    return max(code.number(0, "b"), code.number(3, "i")), code.text(1)
+
+
+def _state(subgraphs: list[_Table], codes: list[int]) -> str | None:
+    """Says what keeps a value between invocations; initialisation does not."""
+    initialisers: set[int] = set()
+    assigning: set[int] = set()
+    for index, subgraph in enumerate(subgraphs):
+        for tensor in subgraph.tables(0):
+            if tensor.number(5, "?"):
+                return f"the variable tensor {tensor.text(3)!r}"
+        for operator in subgraph.tables(3):
+            code = _item(codes, operator.number(0, "I"))
+            if code == _ASSIGN_VARIABLE:
+                assigning.add(index)
+            elif code == _CALL_ONCE and (options := operator.table(4)) is not None:
+                initialisers.add(options.number(0, "i"))
+    return "an ASSIGN_VARIABLE operator" if assigning - initialisers else None
+
+
+def _signature_entry(
+    signature: _Table, subgraphs: list[_Table], is_constant: list[bool]
+) -> Entry:
+    number = signature.number(4, "I")
+    return _entry(
+        _item(subgraphs, number),
+        number,
+        is_constant,
+        key=signature.text(2),
+        inputs=[(item.text(0), item.number(1, "I")) for item in signature.tables(0)],
+        outputs=[(item.text(0), item.number(1, "I")) for item in signature.tables(1)],
+    )
+
+
+def _entry(
+    subgraph: _Table,
+    number: int,
+    is_constant: list[bool],
+    *,
+    key: str | None = None,
+    inputs: list[tuple[str, int]] | None = None,
+    outputs: list[tuple[str, int]] | None = None,
+) -> Entry:
+    tensors = subgraph.tables(0)
+    in_order, out_order = subgraph.numbers(1, "i"), subgraph.numbers(2, "i")
+    input_names = {index: name for name, index in inputs or ()}
+    in_items = [
+        (input_names.get(i) or _item(tensors, i).text(3), i)  # unnamed: tensor's name
+        for i in in_order
+    ]
+    if outputs is None:
+        out_items = [(_item(tensors, i).text(3), i) for i in out_order]
+    else:
+        rank = {index: position for position, index in enumerate(out_order)}
+        out_items = sorted(outputs, key=lambda item: rank.get(item[1], len(rank)))
+    return Entry(
+        signature=Signature(
+            key=key or subgraph.text(4) or "main",
+            inputs=_infos(in_items, tensors),
+            outputs=_infos(out_items, tensors),
+        ),
+        subgraph=number,
+        input_indices=tuple(index for _, index in in_items),
+        output_indices=tuple(index for _, index in out_items),
+        input_shapes=tuple(_item(tensors, i).numbers(0, "i") for _, i in in_items),
+        activation_bytes=max(
+            (
+                _tensor_bytes(tensor)
+                for tensor in tensors
+                if not _item(is_constant, tensor.number(2, "I"))
+            ),
+            default=0,
+        ),
+    )
+
+
+def _infos(items: list[tuple[str, int]], tensors: list[_Table]) -> tuple:
+    names = [name for name, _ in items]
+    return tuple(
+        # Tensor names need not differ; names of inputs and outputs have to.
+        _info(name if names.count(name) == 1 else f"{name}#{position}", tensors[index])
+        for position, (name, index) in enumerate(items)
+    )
+
+
+def _info(name: str, tensor: _Table) -> TensorInfo:
+    kind = tensor.number(1, "b")
+    if kind not in _DTYPES:
+        raise _Damaged(f"tensor {name!r} has the type {kind}, which NumPy lacks")
+    shape = tensor.numbers(0, "i")
+    free = tensor.numbers(7, "i") or shape
+    known_rank = bool(shape) or tensor.number(8, "?")
+    quantization = tensor.table(4)
+    scale = quantization.numbers(2, "f") if quantization else ()
+    return TensorInfo(
+        name=name,
+        dtype=_DTYPES[kind],
+        shape=tuple(None if n < 0 else n for n in free) if known_rank else None,
+        scale=scale,
+        zero_point=quantization.numbers(3, "q") if quantization and scale else (),
+    )
+
+
+def _tensor_bytes(tensor: _Table) -> int:
+    dtype = _DTYPES.get(tensor.number(1, "b"))
+    if dtype is None or dtype == np.dtype(object):
+        return 0
+    size = dtype.itemsize
+    for axis in tensor.numbers(0, "i"):
+        size *= max(axis, 1)
+    return size
+
+
+def _item(items: Any, index: int) -> Any:
+    if not 0 <= index < len(items):
+        raise _Damaged(f"index {index} is outside of a list of {len(items)}")
+    return items[index]
+
+
+def _unpack(code: str, data: Any, position: int) -> Any:
+    # A negative position would silently count from the end.
+    if position < 0:
+        raise _Damaged("an offset points before its start")
+    return struct.unpack_from("<" + code, data, position)[0]
+
+
+class _Table:
+    """One FlatBuffer table; fields are asked for by number, absent ones are empty."""
+
+    __slots__ = ("_data", "_position", "_vtable", "_vtable_size")
+
+    def __init__(self, data: Any, position: int):
+        self._data = data
+        self._position = position
+        self._vtable = position - _unpack("i", data, position)
+        self._vtable_size = _unpack("H", data, self._vtable)
+
+    def number(self, field: int, code: str) -> Any:
+        """A scalar field, by `struct` code; 0 where it is absent."""
+        position = self._field(field)
+        return _unpack(code, self._data, position) if position else 0
+
+    def table(self, field: int) -> _Table | None:
+        position = self._field(field)
+        return _Table(self._data, self._target(position)) if position else None
+
+    def tables(self, field: int) -> list[_Table]:
+        start, length = self._vector(field, 4)
+        return [_Table(self._data, self._target(start + 4 * i)) for i in range(length)]
+
+    def numbers(self, field: int, code: str) -> tuple:
+        start, length = self._vector(field, struct.calcsize("<" + code))
+        return struct.unpack_from(f"<{length}{code}", self._data, start)
+
+    def text(self, field: int) -> str:
+        start, length = self._vector(field, 1)
+        return bytes(self._data[start : start + length]).decode("utf-8", "replace")
+
+    def vector_length(self, field: int, item_bytes: int) -> int:
+        return self._vector(field, item_bytes)[1]
+
+    def _field(self, field: int) -> int:
+        slot = 4 + 2 * field
+        if slot + 2 > self._vtable_size:
+            return 0
+        offset = _unpack("H", self._data, self._vtable + slot)
+        return self._position + offset if offset else 0
+
+    def _target(self, position: int) -> int:
+        return position + _unpack("I", self._data, position)
+
+    def _vector(self, field: int, item_bytes: int) -> tuple[int, int]:
+        position = self._field(field)
+        if not position:
+            return 0, 0
+        start = self._target(position)
+        length = _unpack("I", self._data, start)
+        if start + 4 + length * item_bytes > len(self._data):
+            raise _Damaged("it is cut off")
+        return start + 4, length

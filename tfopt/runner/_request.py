@@ -1,0 +1,116 @@
+"""From the inputs of one call to a `Job`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt.runner import _inputs
+from tfopt.runner._engine import Engine
+from tfopt.runner._layout import Layout, piece_rows
+from tfopt.runner._model_file import Entry
+
+
+class Request:
+    """Checked inputs of one call, and how to compute any range of their rows.
+
+    Args:
+        entry: The signature.
+        layout: How its rows may be cut.
+        arrays: One checked array per input.
+        quantized_io: As in `Runner`.
+        batch: Rows of an invocation, "auto", or None for all.
+
+    Raises:
+        ValueError: The first axes don't fit the model or each other.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        layout: Layout,
+        arrays: Sequence[np.ndarray],
+        *,
+        quantized_io: str,
+        batch: int | str | None,
+    ):
+        self._entry = entry
+        self._layout = layout
+        self._arrays = arrays
+        self.rows = _inputs.check_rows(entry.signature, arrays, layout.is_batched)
+        self.piece_rows = 0
+        if self.rows:
+            self.piece_rows = piece_rows(layout, entry, arrays, batch)
+        infos = entry.signature.inputs
+        self._is_quantized = [
+            array.dtype != info.dtype and info.dtype != np.dtype(object)
+            for info, array in zip(infos, arrays, strict=True)
+        ]
+        wants_floats = quantized_io == "float" or (
+            quantized_io == "auto" and any(self._is_quantized)
+        )
+        self._is_dequantized = [
+            wants_floats and _inputs.can_quantize(info)
+            for info in entry.signature.outputs
+        ]
+
+    def compute(self, engine: Engine, start: int, stop: int) -> list[np.ndarray]:
+        """Runs the rows `start` to `stop`; returns the outputs, in float if wanted."""
+        if start == stop and self._layout.mode != "whole":
+            results = self._empty(engine)
+        else:
+            results = self._invoke(engine, start, stop)
+        return [
+            _inputs.dequantize(result, info) if dequantized else result
+            for result, info, dequantized in zip(
+                results,
+                self._entry.signature.outputs,
+                self._is_dequantized,
+                strict=True,
+            )
+        ]
+
+    def collect(self, outputs: list[np.ndarray]) -> Any:
+        """Returns one array, or a dict by name where there are several outputs."""
+        if len(outputs) == 1:
+            return outputs[0]
+        infos = self._entry.signature.outputs
+        return {info.name: output for info, output in zip(infos, outputs, strict=True)}
+
+    def _invoke(self, engine: Engine, start: int, stop: int) -> list[np.ndarray]:
+        missing = self._layout.rows - (stop - start) if self._layout.rows else 0
+        pieces = []
+        for info, array, batched, quantized in zip(
+            self._entry.signature.inputs,
+            self._arrays,
+            self._layout.is_batched,
+            self._is_quantized,
+            strict=True,
+        ):
+            piece = array[start:stop] if batched else array
+            if batched and missing:
+                # Copies of a real row: zeros might divide by zero or trap.
+                filling = np.repeat(piece[-1:], missing, axis=0)
+                piece = np.concatenate([piece, filling])
+            pieces.append(_inputs.quantize(piece, info) if quantized else piece)
+        results = engine.run(pieces)
+        if missing:
+            return [result[: stop - start] for result in results]
+        return results
+
+    def _empty(self, engine: Engine) -> list[np.ndarray]:
+        """Outputs for no rows at all: the shapes that one row would have."""
+        shapes = engine.output_shapes(
+            [
+                (self._layout.rows or 1, *array.shape[1:]) if batched else array.shape
+                for array, batched in zip(
+                    self._arrays, self._layout.is_batched, strict=True
+                )
+            ]
+        )
+        return [
+            np.empty((0, *shape[1:]), info.dtype)
+            for shape, info in zip(shapes, self._entry.signature.outputs, strict=True)
+        ]
