@@ -181,7 +181,8 @@ def load_data(spec: str | os.PathLike[str]) -> Data:
 
 def _load_npz(path: str) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a damaged file open.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             splits = {
                 name: Split((_read(file, f"x_{name}"), _read(file, f"y_{name}")), name)
                 for name in ("train", "test")
