@@ -33,6 +33,7 @@ setup(
         "ai-edge-litert>=2.3,<2.4",
         "numpy>=1.26",
         "absl-py>=1.4",
+        "google-crc32c>=1.5",
         "rich>=13",
         # TFMOT imports distutils, which Python 3.12 has only through setuptools.
         "setuptools<81",

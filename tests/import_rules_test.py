@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -304,3 +306,36 @@ def test_a_bare_import_loads_nothing_heavy():
     )
     assert "no_such_name" in error
     assert has_numpy == "False"
+
+
+def distribution(requirement):
+    return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+
+
+def undeclared(packages):
+    """Returns the packages that neither setup.py nor TensorFlow itself asks for."""
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(setup))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    asked = {*map(distribution, texts + importlib.metadata.requires("tensorflow"))}
+    providers = importlib.metadata.packages_distributions()
+    return [
+        package
+        for package in sorted(packages)
+        if not asked & {*map(distribution, providers.get(package, []))}
+    ]
+
+
+def test_every_imported_package_is_a_declared_dependency():
+    packages = {
+        item.package
+        for module, text in SOURCES.items()
+        for item in imports(module, text)
+        if item.package
+    }
+    assert {"numpy", "absl"} <= packages
+    assert not undeclared(packages)
+    assert undeclared({"pygments", "not_installed"}) == ["not_installed", "pygments"]
