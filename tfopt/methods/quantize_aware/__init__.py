@@ -1,0 +1,257 @@
+"""Quantization-aware training: the model learns with int8 rounding in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from tfopt import _keras, affine
+from tfopt._keras import fake_quantize
+from tfopt._keras.flatten import Graph, flatten, to_model
+from tfopt.methods._base import Method
+from tfopt.methods.quantize_aware import _rewrite
+from tfopt.methods.quantize_aware._placement import LayerReport, Plan, make_plan
+from tfopt.types import TfoptError
+
+_log = logging.getLogger(__name__)
+
+# Makes saved models load with Keras's own `load_model` too.
+fake_quantize.classes(_keras.preferred())
+
+_Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+class QuantizeAware(Method):
+    """Trains a model with the rounding that int8 inference will have.
+
+    `prepare` returns a new model in which weights and activations are rounded to
+    their int8 grids in the forward pass, while the gradient passes straight through
+    and the variables stay float. `finalize` returns a plain model with the rounded
+    weights, whose activations have fixed ranges; `tfopt.convert(model,
+    quantization="int8")` turns that into a `.tflite` file that computes the same,
+    without a representative dataset.
+
+    Weights are symmetric, with zero kept exactly (so pruned weights stay pruned), and
+    activations asymmetric int8. BatchNormalization and ReLU behind a layer fuse into
+    it, as they will in LiteRT: BatchNormalization trains as usual, because per-channel
+    weight scales absorb its factors exactly.
+
+    Ranges of activations follow the training batches: the first batch's range is
+    taken at once, and until then activations pass through unquantized. With a
+    `representative_dataset` they are known before the first step.
+
+    Args:
+        weight_bits: 2 to 8. With fewer than 8, weights take `2**weight_bits - 1`
+            values out of the int8 grid. They are stored as int8 and run by the same
+            int8 kernels: the file is no smaller and no faster, but it compresses
+            better (gzip, or an application package).
+        activation_bits: 8, as LiteRT has no kernels for fewer.
+        per_channel: Whether each output channel of a weight has a scale of its own.
+            One scale per weight is for accelerators that need it; a layer followed
+            by BatchNormalization cannot have that.
+        range_tracking: `"ema"`: the range is a moving average of those of the
+            batches, for outputs of the model and inputs of softmax one that widens
+            at once. `"minmax"`: it only widens.
+        ema_decay: Weight of the past in the moving average, per step.
+        include: Name patterns (`"conv*"`, `"encoder/*"`) of the layers to quantize,
+            all where `None`.
+        exclude: Name patterns of the layers to leave float.
+        representative_dataset: Batches, or a function that returns some, each an
+            array or a structure of arrays as the model takes it, float32
+            [batch, ...]. `prepare` runs them once.
+        strict: Whether a layer that cannot be quantized is an error. Otherwise it
+            stays float and is listed in `report` and in a log message.
+
+    Attributes:
+        report: What happened to each layer in the last `prepare`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> methods = [tfopt.QuantizeAware()]                   # doctest: +SKIP
+        >>> student = tfopt.prepare(model, methods)
+        >>> student.compile("adam", loss)
+        >>> student.fit(images, labels, callbacks=methods)
+        >>> student = tfopt.finalize(student, methods)
+        >>> data = tfopt.convert(student, quantization="int8")
+
+    Reference:
+        Jacob et al., Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference, CVPR 2018.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        per_channel: bool = True,
+        range_tracking: Literal["ema", "minmax"] = "ema",
+        ema_decay: float = 0.99,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
+        representative_dataset: _Batches | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        try:
+            affine.symmetric_steps(weight_bits)
+        except ValueError as error:
+            raise ValueError(
+                "`weight_bits` must be an integer from 2 to 8. "
+                f"Received: weight_bits={weight_bits!r}"
+            ) from error
+        if activation_bits != 8:
+            raise ValueError(
+                "`activation_bits` must be 8: LiteRT's integer kernels take int8 "
+                f"activations. Received: activation_bits={activation_bits!r}"
+            )
+        if range_tracking not in ("ema", "minmax"):
+            raise ValueError(
+                "`range_tracking` must be 'ema' or 'minmax'. "
+                f"Received: range_tracking={range_tracking!r}"
+            )
+        if not 0 <= ema_decay < 1:
+            raise ValueError(
+                f"`ema_decay` must be in [0, 1). Received: ema_decay={ema_decay!r}"
+            )
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.per_channel = per_channel
+        self.range_tracking = range_tracking
+        self.ema_decay = ema_decay
+        self.include = include
+        self.exclude = exclude
+        self.representative_dataset = representative_dataset
+        self.strict = strict
+        self.report: tuple[LayerReport, ...] = ()
+
+    def prepare(self, model: Any) -> Any:
+        """Returns a copy of a model that trains with int8 rounding.
+
+        Args:
+            model: Built Sequential or Functional model of Keras 3 (on TensorFlow) or
+                tf_keras; models nested in it are inlined. It is not changed.
+
+        Returns:
+            Functional model of the same Keras, uncompiled, with the same inputs,
+            outputs and weights. Layers keep their names (those of nested models that
+            clash become `outer_inner`); variables keep theirs.
+
+        Raises:
+            ValueError: A pattern of `include` or `exclude` matches no layer.
+            TfoptError: The model is subclassed, prepared already, has nothing that
+                can be quantized, or, with `strict`, something that cannot.
+        """
+        graph = flatten(model)
+        if _rewrite.is_prepared(graph):
+            raise TfoptError(
+                "The model is prepared for quantization-aware training already. "
+                f"Expected a plain model. Received: model={model.name!r}"
+            )
+        _rewrite.split_activations(graph)
+        plan = make_plan(
+            graph,
+            include=None if self.include is None else _patterns(self.include),
+            exclude=_patterns(self.exclude),
+        )
+        self.report = plan.report
+        self._check(graph, plan)
+        _rewrite.insert_fake_quantization(
+            graph,
+            plan,
+            weight_bits=self.weight_bits,
+            per_channel=self.per_channel,
+            range_tracking=self.range_tracking,
+            ema_decay=self.ema_decay,
+        )
+        prepared = to_model(graph)
+        if self.representative_dataset is not None:
+            _calibrate(prepared, self.representative_dataset)
+        return prepared
+
+    def finalize(self, model: Any) -> Any:
+        """Returns the plain model that int8 inference will compute.
+
+        Args:
+            model: What `prepare` returned, trained; also one saved and reloaded.
+
+        Returns:
+            Functional model of plain float32 Keras layers with rounded weights, and
+            one layer per activation that rounds to its final range.
+
+        Raises:
+            TfoptError: The model isn't prepared, or no batch has been seen.
+        """
+        graph = flatten(model)
+        if not _rewrite.is_prepared(graph):
+            raise TfoptError(
+                "The model is not prepared for quantization-aware training. Expected "
+                "the model that `prepare` returned, after training. "
+                f"Received: model={model.name!r}"
+            )
+        _rewrite.bake(graph)
+        return to_model(graph)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Checks that the model in training is a prepared one.
+
+        Raises:
+            TfoptError: It isn't, so training would not be quantization-aware.
+        """
+        cls = fake_quantize.classes(_keras.module_of(self.model)).ActivationRange
+        if not any(isinstance(layer, cls) for layer in _keras.leaf_layers(self.model)):
+            raise TfoptError(
+                "QuantizeAware is among the callbacks, but the model is not prepared. "
+                "Train the model that `tfopt.prepare(model, methods)` returns. "
+                f"Received: model={self.model.name!r}"
+            )
+
+    def _check(self, graph: Graph, plan: Plan) -> None:
+        left = [entry for entry in plan.report if entry.is_left_over]
+        if not any(entry.treatment == "int8" for entry in plan.report):
+            raise TfoptError(
+                "Nothing in the model can be quantized. "
+                f"Received: model={graph.name!r} with layers "
+                f"{[str(entry) for entry in plan.report]}"
+            )
+        norms = [
+            entry.path
+            for entry in plan.report
+            if entry.kind == "BatchNormalization" and entry.treatment == "fused"
+        ]
+        if norms and not self.per_channel:
+            raise TfoptError(
+                "With one scale per weight, a layer cannot absorb the factors of the "
+                "BatchNormalization behind it, which differ by channel. Use "
+                f"per_channel=True. Received: per_channel=False with {norms}"
+            )
+        if left and self.strict:
+            raise TfoptError(
+                "Layers cannot be quantized, and `strict` forbids to leave them "
+                f"float: {[str(entry) for entry in left]}. Exclude them, or set "
+                f"strict=False. Received: model={graph.name!r}"
+            )
+        for entry in left:
+            _log.warning("QuantizeAware leaves a layer float: %s", entry)
+
+
+def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _calibrate(model: Any, batches: _Batches) -> None:
+    count = 0
+    with fake_quantize.calibrating():
+        for batch in batches() if callable(batches) else batches:
+            model(tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
+            count += 1
+    if not count:
+        raise ValueError(
+            "`representative_dataset` must have at least one batch. "
+            f"Received: representative_dataset={batches!r}"
+        )

@@ -1,0 +1,244 @@
+"""Where the fake-quantization of a flat graph goes, and what stays float."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
+from tfopt.methods.quantize_aware._rules import Rule, Unsupported, rule_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """How the range of one tensor is found.
+
+    Attributes:
+        fixed: Minimum and maximum where the int8 kernel fixes them.
+        nonnegative: The tensor comes from a ReLU.
+        keep_peaks: The largest values matter most: outputs of the model and inputs
+            of softmax. A mean of batch maxima would clip them.
+    """
+
+    fixed: tuple[float, float] | None = None
+    nonnegative: bool = False
+    keep_peaks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer.
+
+    Attributes:
+        name: Name in the prepared model.
+        path: Names from the outermost model inwards.
+        kind: Class name of the layer.
+        treatment: `"int8"`, `"fused"` into the layer before it, `"same_scale"` (it
+            moves quantized values), `"identity"` (gone in inference), or `"float"`.
+        reason: Why a layer stays float, else `""`.
+        is_left_over: Whether it stays float without having been excluded.
+    """
+
+    name: str
+    path: str
+    kind: str
+    treatment: str
+    reason: str = ""
+    is_left_over: bool = False
+
+    def __str__(self) -> str:
+        suffix = f" ({self.reason})" if self.reason else ""
+        return f"{self.path} [{self.kind}]: {self.treatment}{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do with a graph.
+
+    Attributes:
+        ranges: The tensors to fake-quantize.
+        barriers: Those of them that layers compute which are to stay float although
+            they have quantized inputs; the converter would quantize such layers.
+        weighted: The layers whose weights to fake-quantize.
+        report: What happens to each layer.
+    """
+
+    ranges: dict[Value, Range]
+    barriers: frozenset[Value]
+    weighted: frozenset[LayerSpec]
+    report: tuple[LayerReport, ...]
+
+
+def make_plan(
+    graph: Graph, *, include: tuple[str, ...] | None, exclude: tuple[str, ...]
+) -> Plan:
+    """Decides the placement.
+
+    Args:
+        graph: Flat graph whose weighted layers have no activation of their own.
+        include: Patterns of the computing layers to quantize, `None` for all. What
+            fuses into a layer follows it.
+        exclude: Patterns of computing layers to leave float.
+
+    Raises:
+        ValueError: A pattern matches no layer.
+    """
+    _check_patterns(graph, "include", include or ())
+    _check_patterns(graph, "exclude", exclude)
+    rules = {call: rule_of(call) for call in graph.calls}
+    for call, rule in rules.items():
+        if isinstance(rule, Rule) and rule.role == "compute":
+            rules[call] = _selected(call.layer, include, exclude) or rule
+    return _Planner(graph, rules).plan()
+
+
+class _Planner:
+    """One pass over the calls, in order of execution."""
+
+    def __init__(self, graph: Graph, rules: dict[Call, Rule | Unsupported]) -> None:
+        self._graph = graph
+        self._rules = rules
+        self._consumers = graph.consumers()
+        self._outputs = set(tf.nest.flatten(graph.outputs))
+        self._ranges: dict[Value, Range] = {}
+        self._fused: set[Call] = set()
+
+    def plan(self) -> Plan:
+        for call in self._graph.calls:
+            rule = self._rules[call]
+            if isinstance(rule, Rule) and call not in self._fused:
+                self._place(call, rule)
+        for output in self._outputs:
+            self._keep_peaks(self._source(output))
+        return Plan(
+            ranges=self._ranges,
+            barriers=frozenset(
+                value for value in self._ranges if self._needs_barrier(value)
+            ),
+            weighted=frozenset(
+                call.layer
+                for call, rule in self._rules.items()
+                if isinstance(rule, Rule) and rule.weighted
+            ),
+            report=tuple(self._report()),
+        )
+
+    def _place(self, call: Call, rule: Rule) -> None:
+        if rule.role in ("batch_norm", "relu"):
+            producer = self._source(call.inputs[0]).producer
+            before = self._rules.get(producer) if producer else None
+            if isinstance(before, Unsupported):
+                self._rules[call] = Unsupported(
+                    "it follows a float layer", wanted=before.wanted
+                )
+                return
+        if rule.role == "batch_norm":
+            self._rules[call] = Unsupported(
+                "BatchNormalization folds only into a Conv2D, DepthwiseConv2D or Dense "
+                "directly before it that feeds nothing else"
+            )
+        if rule.role not in ("compute", "relu"):
+            return
+        for value in call.inputs:
+            if tf.as_dtype(value.dtype).is_floating:
+                source = self._source(value)
+                self._ranges.setdefault(source, Range())
+                if rule.output_range:
+                    self._keep_peaks(source)
+        end, nonnegative = self._fuse(call, rule)
+        self._ranges[end] = Range(
+            fixed=rule.output_range, nonnegative=nonnegative or rule.role == "relu"
+        )
+
+    def _fuse(self, call: Call, rule: Rule) -> tuple[Value, bool]:
+        """Returns the last tensor of what runs as one kernel; whether ReLU makes it."""
+        end = value = call.output
+        fuses = list(rule.fuses)
+        last = ""
+        while fuses and value not in self._outputs:
+            consumers = self._consumers.get(value, [])
+            if len(consumers) != 1 or len(consumers[0].outputs) != 1:
+                break
+            following = self._rules[consumers[0]]
+            if not isinstance(following, Rule):
+                break
+            value = consumers[0].output
+            if following.role in fuses:
+                del fuses[: fuses.index(following.role) + 1]
+                self._fused.add(consumers[0])
+                end, last = value, following.role
+            elif following.role != "identity":
+                break
+        return end, last == "relu"
+
+    def _source(self, value: Value) -> Value:
+        """Returns the tensor whose range holds for `value` too."""
+        while value.producer is not None:
+            rule = self._rules[value.producer]
+            moves = isinstance(rule, Rule) and rule.role in ("same_scale", "identity")
+            if not moves or value in self._ranges:
+                break
+            value = value.producer.inputs[0]
+        return value
+
+    def _needs_barrier(self, value: Value) -> bool:
+        call = value.producer
+        rule = self._rules.get(call) if call else None
+        if call is None or not isinstance(rule, Unsupported) or not rule.wanted:
+            return False
+        return self._has_int8_input(call)
+
+    def _has_int8_input(self, call: Call) -> bool:
+        """Returns whether a float layer computes from a quantized tensor."""
+        sources = [self._source(value) for value in call.inputs]
+        return any(
+            value in self._ranges
+            or (value.producer is not None and self._has_int8_input(value.producer))
+            for value in sources
+        )
+
+    def _keep_peaks(self, value: Value) -> None:
+        if value in self._ranges:
+            self._ranges[value] = dataclasses.replace(
+                self._ranges[value], keep_peaks=True
+            )
+
+    def _report(self) -> Iterator[LayerReport]:
+        calls = {call.layer: call for call in reversed(self._graph.calls)}
+        for spec in self._graph.layers():
+            rule = self._rules[calls[spec]]
+            about = (spec.name, spec.path, spec.cls.__name__)
+            if isinstance(rule, Unsupported):
+                yield LayerReport(*about, "float", rule.reason, not rule.wanted)
+            elif calls[spec] in self._fused:
+                yield LayerReport(*about, "fused")
+            else:
+                computes = rule.role in ("compute", "relu")
+                yield LayerReport(*about, "int8" if computes else rule.role)
+
+
+def _selected(
+    spec: LayerSpec, include: tuple[str, ...] | None, exclude: tuple[str, ...]
+) -> Unsupported | None:
+    if any(_matches(spec, pattern) for pattern in exclude):
+        return Unsupported("excluded", wanted=True)
+    if include is None or any(_matches(spec, pattern) for pattern in include):
+        return None
+    return Unsupported("not included", wanted=True)
+
+
+def _matches(spec: LayerSpec, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(x, pattern) for x in (spec.name, spec.path))
+
+
+def _check_patterns(graph: Graph, option: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        if not any(_matches(spec, pattern) for spec in graph.layers()):
+            raise ValueError(
+                f"No layer matches a pattern of `{option}`. Expected names of layers, "
+                f"with * and ?: {[spec.path for spec in graph.layers()]}. "
+                f"Received: {option}={patterns}, of which {pattern!r} matches nothing"
+            )
