@@ -24,7 +24,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Optional
 
 import not_installed_anywhere as tf
-from tfopt.types import TfoptError
+from tfopt import masks
+from tfopt import report as reports
+from tfopt.methods import Method as Base
 
 if TYPE_CHECKING:
     from not_installed_anywhere import Model
@@ -50,6 +52,9 @@ def work(
     teacher: "Model | None" = None,
     progress: Callable[[str], None] | None = None,
     source: str | tf.Model = "here",
+    scope: masks.Scope = "local",
+    column: reports.Column | None = None,
+    method: Base | None = None,
 ) -> dict:
     """Works.
 
@@ -69,6 +74,9 @@ def work(
         teacher: Not a flag.
         progress: Not a flag.
         source: A model or its path.
+        scope: A type of another module.
+        column: Not a flag.
+        method: Not a flag.
 
     Returns:
         output: not a description of it.
@@ -144,6 +152,7 @@ def parse(target, *arguments, **settings):
         ("--limit=4", "limit", 4),
         ("--folder=a/b", "folder", pathlib.Path("a/b")),
         ("--source=none", "source", "none"),
+        ("--scope=global", "scope", "global"),
     ],
 )
 def test_a_value_arrives_with_its_type(module, argument, name, value):
@@ -165,6 +174,7 @@ def test_a_value_arrives_with_its_type(module, argument, name, value):
         ("--shape=3,4,5", "2 values"),
         ("--threads=some", "an integer or auto"),
         ('--names="x', "a comma separated list"),
+        ("--scope=x", "one of local, global"),
         ("--teacher=x", "Unknown command line flag"),
         ("--progress=x", "Unknown command line flag"),
         ("--model=x", "Unknown command line flag"),
@@ -202,7 +212,8 @@ def test_required_flags(module):
 
 
 def test_parameters_without_a_command_line_form_are_named(module):
-    assert parse(f"{module}:work", "--output=o").skipped == ("teacher", "progress")
+    skipped = parse(f"{module}:work", "--output=o").skipped
+    assert skipped == ("teacher", "progress", "column", "method")
     with pytest.raises(TypeError, match="model"):
         parse(f"{module}:needs_model")
 
@@ -438,6 +449,18 @@ def test_cpp_chatter_is_dropped_and_all_else_passes(tool):
     assert done.returncode == -signal.SIGABRT
     assert "the reason" in done.stderr
     assert "oneDNN" in run(tool, "--what=chatter", "--debug").stderr
+
+
+def test_a_closed_stderr_is_no_failure(tool):
+    command = f'exec "{sys.executable}" "{tool}" --what=text 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "the result\n")
 
 
 def test_warnings_are_one_line(tool):

@@ -188,8 +188,8 @@ def main(
     except flags.Error as error:
         _fail(tool, f"{error} (--helpshort lists the flags)", 2)
     debug = bool(flag_values["debug"].value)
-    _set_up_process(tool, debug=debug)
     try:
+        _set_up_process(tool, debug=debug)
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
         if flag_values["report"].value:

@@ -31,6 +31,8 @@ def quiet_cpp_logs() -> None:
     `sys.stderr` becomes a stream of its own and is not filtered. For the process of
     a tool only: it changes the environment and file descriptor 2.
     """
+    if sys.stderr is None:  # closed by the caller: nothing to keep quiet
+        return
     # Set too, since lines that are never written cost nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     filter_process = subprocess.Popen(

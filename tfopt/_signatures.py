@@ -190,6 +190,9 @@ class _Module(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._nodes
+
     def __getitem__(self, name: str) -> Any:
         node = self._nodes.get(name)
         if node is None:
@@ -201,7 +204,7 @@ class _Module(Mapping[str, Any]):
             original = _original(node, name)
             if _is_standard(source):
                 return getattr(importlib.import_module(source), original, Unknown)
-            return _module(source)[original] if _is_ours(source) else Unknown
+            return _from_ours(source, original) if _is_ours(source) else Unknown
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             return self.evaluate(node.value)
         return Unknown
@@ -238,6 +241,27 @@ class _Module(Mapping[str, Any]):
         module = importlib.import_module(original)
         # `import a.b` binds `a`.
         return module if "." not in original else sys.modules[original.split(".")[0]]
+
+
+class _Attributes:
+    """A parsed module as an expression sees it: `masks` in `masks.Scope`."""
+
+    def __init__(self, module: _Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return self._module[name]
+
+
+def _from_ours(source: str, name: str) -> Any:
+    """Returns what `from source import name` binds, a submodule perhaps."""
+    module = _module(source)
+    if name in module:
+        return module[name]
+    try:
+        return _Attributes(_module(f"{source}.{name}"))
+    except TypeError:
+        return Unknown
 
 
 @functools.cache
