@@ -131,6 +131,31 @@ def test_a_file_never_takes_the_place_of_a_directory_or_the_reverse(tmp_path):
     assert names(tmp_path) == ["a.pb", "folder"]
 
 
+def test_a_directory_with_other_things_is_never_replaced(tmp_path):
+    target = tmp_path / "home"
+    make_directory(target, b"old")
+    (target / "thesis.tex").write_bytes(b"years of work")
+
+    def write():
+        with artifacts.atomic_path(target) as temporary:
+            make_directory(temporary, b"new")
+
+    with pytest.raises(TfoptError, match=r"thesis\.tex"):
+        write()
+    assert read_directory(target)["thesis.tex"] == b"years of work"
+    assert read_directory(target)["saved_model.pb"] == b"old"
+    (target / "thesis.tex").unlink()
+    write()
+    assert read_directory(target)["saved_model.pb"] == b"new"
+    for entry in (target / "variables", target):
+        for file in entry.iterdir():
+            if file.is_file():
+                file.unlink()
+    (target / "variables").rmdir()
+    write()  # into an empty directory
+    assert len(read_directory(target)) == 2
+
+
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "real").mkdir()
     target, link = tmp_path / "real" / "v1.tflite", tmp_path / "latest.tflite"

@@ -21,6 +21,11 @@ from tfopt.types import Artifact, Signature, TfoptError
 _TEMP_PREFIX = ".tfopt-"
 _OWNER = re.compile(r"(\d+)\.[^.]+")
 _CHUNK = 1 << 20
+# Whatever TensorFlow and Keras put at the top of a SavedModel.
+_SAVED_MODEL = {
+    *("saved_model.pb", "saved_model.pbtxt", "variables", "assets", "assets.extra"),
+    *("fingerprint.pb", "keras_metadata.pb", "debug"),
+}
 
 
 @contextlib.contextmanager
@@ -30,8 +35,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     The block creates a file or a directory there. When it ends normally the
     content is flushed to disk and renamed over `path`; when it raises, the
     temporary is removed and whatever stood at `path` is untouched. A symlink at
-    `path` stays and its target is replaced. Leftovers of killed processes that
-    aimed at the same `path` are removed first.
+    `path` stays and its target is replaced. A directory is replaced only by a
+    directory, and only if it holds nothing but an earlier output. Leftovers of
+    killed processes that aimed at the same `path` are removed first.
 
     Args:
         path: Final file or directory; missing parent folders are created.
@@ -40,7 +46,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         A path in a private temporary folder, with the suffix of `path`.
 
     Raises:
-        TfoptError: The folder cannot be written, or the disk is full.
+        TfoptError: The folder cannot be written, the disk is full, or something else
+            stands at `path`.
 
     Example:
         >>> import tempfile, pathlib
@@ -161,8 +168,18 @@ def describe(
     signature: Signature | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     details: Mapping[str, Any] | None = None,
+    measure_up_to: int | None = None,
 ) -> Artifact:
     """Measures what stands at `path` and returns its `Artifact`.
+
+    Args:
+        path: A file or directory.
+        format: What it is, as `Artifact.format`.
+        signature: The entry that was written.
+        history: What was applied, oldest first.
+        details: Counts and findings.
+        measure_up_to: Content of more bytes gets no gzip size and no digest: both
+            take far longer than writing it. By default all is measured.
 
     Raises:
         TfoptError: There is nothing at `path`.
@@ -172,12 +189,14 @@ def describe(
             "Nothing to describe: the path does not exist. Expected a file or a "
             f"directory that was written before. Received: path={os.fspath(path)!r}"
         )
+    size = raw_size(path)
+    measure = measure_up_to is None or size <= measure_up_to
     return Artifact(
         path=os.fspath(path),
         format=format,
-        size_bytes=raw_size(path),
-        gzip_bytes=gzip_size(path),
-        sha256=sha256(path),
+        size_bytes=size,
+        gzip_bytes=gzip_size(path) if measure else None,
+        sha256=sha256(path) if measure else None,
         signature=signature,
         history=tuple(history),
         details=dict(details or {}),
@@ -283,6 +302,13 @@ def _replace(
             f"or holds {new}; choose another or remove it. "
             f"Received: path={os.fspath(final)!r}"
         )
+    strangers = _strangers(final, temporary)
+    if strangers:
+        raise TfoptError(
+            "Cannot replace a directory that holds other things. Expected a new path, "
+            "an empty directory or an earlier output. "
+            f"Received: path={os.fspath(final)!r} with {strangers[:5]}"
+        )
     # rename(2) does not replace a directory that holds something: then the old one
     # moves aside first and comes back on failure.
     if final.is_dir():
@@ -296,6 +322,14 @@ def _replace(
     else:
         os.replace(temporary, final)
     _fsync(final.parent)
+
+
+def _strangers(final: pathlib.Path, temporary: pathlib.Path) -> list[str]:
+    """Returns what a directory would lose that no output of this kind has."""
+    if not final.is_dir():
+        return []
+    known = {entry.name for entry in temporary.iterdir()} | _SAVED_MODEL
+    return sorted({entry.name for entry in final.iterdir()} - known)
 
 
 def _remove_leftovers(final: pathlib.Path) -> None:

@@ -98,8 +98,9 @@ class Artifact:
         format: `"tflite"`, `"saved_model"`, `"graph_def"`, `"keras"`,
             `"checkpoint"`, ...
         size_bytes: Raw size; of a directory, the sum over its files.
-        gzip_bytes: Size after `gzip -9`, file by file.
-        sha256: Hex digest of the content.
+        gzip_bytes: Size after `gzip -9`, file by file; `None` where large content was
+            not measured, see `artifacts.describe`.
+        sha256: Hex digest of the content, `None` likewise.
         signature: The entry that was written, where there is one.
         history: What was applied, oldest first, each as a plain JSON object.
         details: Counts and findings of the operation (JSON-able).
@@ -108,14 +109,14 @@ class Artifact:
     path: str
     format: str
     size_bytes: int
-    gzip_bytes: int
-    sha256: str
+    gzip_bytes: int | None
+    sha256: str | None
     signature: Signature | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.format}, {self.size_bytes:,} bytes, "
-            f"{self.gzip_bytes:,} after gzip"
-        )
+        size = f"{self.path}: {self.format}, {self.size_bytes:,} bytes"
+        if self.gzip_bytes is None:
+            return size
+        return f"{size}, {self.gzip_bytes:,} after gzip"
