@@ -158,6 +158,8 @@ def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
         )
     try:
         keras = importlib.import_module(_writer_of(source))
+        # Registers the layers of models in quantization-aware training.
+        importlib.import_module("tfopt._keras.fake_quantize").classes(keras)
         return keras.models.load_model(source, compile=False, safe_mode=safe_mode)
     except Exception as error:
         raise TfoptError(

@@ -13,7 +13,7 @@ from tfopt._keras import fake_quantize
 from tfopt._keras.flatten import Graph, flatten, to_model
 from tfopt.methods._base import Method
 from tfopt.methods.quantize_aware import _rewrite
-from tfopt.methods.quantize_aware._placement import LayerReport, Plan, make_plan
+from tfopt.methods.quantize_aware._placement import Plan, make_plan
 from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class QuantizeAware(Method):
             values out of the int8 grid. They are stored as int8 and run by the same
             int8 kernels: the file is no smaller and no faster, but it compresses
             better (gzip, or an application package).
-        activation_bits: 8, as LiteRT has no kernels for fewer.
+        activation_bits: 8; LiteRT has no kernels for fewer.
         per_channel: Whether each output channel of a weight has a scale of its own.
             One scale per weight is for accelerators that need it; a layer followed
             by BatchNormalization cannot have that.
@@ -56,9 +56,10 @@ class QuantizeAware(Method):
             batches, for outputs of the model and inputs of softmax one that widens
             at once. `"minmax"`: it only widens.
         ema_decay: Weight of the past in the moving average, per step.
-        include: Name patterns (`"conv*"`, `"encoder/*"`) of the layers to quantize,
-            all where `None`.
-        exclude: Name patterns of the layers to leave float.
+        include: Globs for names of layers such as `"encoder/conv*"`, or for leading
+            parts of them such as `"encoder"`; only what matches is quantized. What
+            fuses into a layer follows it. `None`: everything.
+        exclude: Globs of the layers that stay float, also in the `.tflite`.
         representative_dataset: Batches, or a function that returns some, each an
             array or a structure of arrays as the model takes it, float32
             [batch, ...]. `prepare` runs them once.
@@ -66,7 +67,11 @@ class QuantizeAware(Method):
             stays float and is listed in `report` and in a log message.
 
     Attributes:
-        report: What happened to each layer in the last `prepare`.
+        report: After `prepare`: one dictionary per layer with its `name` and `path`
+            (the names of the models it is in, and its own), its `kind`, its
+            `treatment` and, for float layers, the `reason`. Treatments are `"int8"`,
+            `"fused"` (into the layer before), `"same_scale"` (moves quantized
+            values), `"identity"` (gone in inference) and `"float"`.
 
     Raises:
         ValueError: An argument is out of range.
@@ -93,7 +98,7 @@ class QuantizeAware(Method):
         range_tracking: Literal["ema", "minmax"] = "ema",
         ema_decay: float = 0.99,
         include: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] = (),
+        exclude: str | Sequence[str] | None = None,
         representative_dataset: _Batches | None = None,
         strict: bool = False,
     ) -> None:
@@ -128,7 +133,7 @@ class QuantizeAware(Method):
         self.exclude = exclude
         self.representative_dataset = representative_dataset
         self.strict = strict
-        self.report: tuple[LayerReport, ...] = ()
+        self.report: list[dict[str, Any]] = []
 
     def prepare(self, model: Any) -> Any:
         """Returns a copy of a model that trains with int8 rounding.
@@ -156,10 +161,10 @@ class QuantizeAware(Method):
         _rewrite.split_activations(graph)
         plan = make_plan(
             graph,
-            include=None if self.include is None else _patterns(self.include),
-            exclude=_patterns(self.exclude),
+            include=_patterns(self.include),
+            exclude=_patterns(self.exclude) or (),
         )
-        self.report = plan.report
+        self.report = [entry.as_dict() for entry in plan.report]
         self._check(graph, plan)
         _rewrite.insert_fake_quantization(
             graph,
@@ -240,7 +245,9 @@ class QuantizeAware(Method):
             _log.warning("QuantizeAware leaves a layer float: %s", entry)
 
 
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if patterns is None:
+        return None
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 

@@ -49,6 +49,12 @@ class LayerReport:
     reason: str = ""
     is_left_over: bool = False
 
+    def as_dict(self) -> dict[str, str]:
+        """Returns what users see."""
+        shown = dataclasses.asdict(self)
+        del shown["is_left_over"]
+        return shown
+
     def __str__(self) -> str:
         suffix = f" ({self.reason})" if self.reason else ""
         return f"{self.path} [{self.kind}]: {self.treatment}{suffix}"
@@ -90,8 +96,7 @@ def make_plan(
     _check_patterns(graph, "exclude", exclude)
     rules = {call: rule_of(call) for call in graph.calls}
     for call, rule in rules.items():
-        if isinstance(rule, Rule) and rule.role == "compute":
-            rules[call] = _selected(call.layer, include, exclude) or rule
+        rules[call] = _unselected(call.layer, rule, include, exclude) or rule
     return _Planner(graph, rules).plan()
 
 
@@ -220,18 +225,29 @@ class _Planner:
                 yield LayerReport(*about, "int8" if computes else rule.role)
 
 
-def _selected(
-    spec: LayerSpec, include: tuple[str, ...] | None, exclude: tuple[str, ...]
+def _unselected(
+    spec: LayerSpec,
+    rule: Rule | Unsupported,
+    include: tuple[str, ...] | None,
+    exclude: tuple[str, ...],
 ) -> Unsupported | None:
+    role = "compute" if isinstance(rule, Unsupported) else rule.role
+    if role in ("same_scale", "identity"):
+        return None
     if any(_matches(spec, pattern) for pattern in exclude):
         return Unsupported("excluded", wanted=True)
-    if include is None or any(_matches(spec, pattern) for pattern in include):
+    # Whatever can fuse follows the layer before it.
+    if include is None or role != "compute":
+        return None
+    if any(_matches(spec, pattern) for pattern in include):
         return None
     return Unsupported("not included", wanted=True)
 
 
 def _matches(spec: LayerSpec, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(x, pattern) for x in (spec.name, spec.path))
+    parts = spec.path.split("/")
+    names = [spec.name, *("/".join(parts[: n + 1]) for n in range(len(parts)))]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _check_patterns(graph: Graph, option: str, patterns: tuple[str, ...]) -> None:
