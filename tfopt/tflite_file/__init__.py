@@ -1,0 +1,32 @@
+"""Reading and rewriting `.tflite` files, without TensorFlow.
+
+`read` gives signatures, operators, tensors and constants as plain NumPy; `rewrite`
+writes the same model back with a signature, or without anything that running it
+doesn't need.
+
+A `.tflite` file is a flatbuffer of
+https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
+and the generated classes of that schema ship with `ai_edge_litert`.
+"""
+
+from tfopt.tflite_file._content import (
+    FloatOperator,
+    Operator,
+    Subgraph,
+    Tensor,
+    TfliteFile,
+    float_operators,
+    read,
+)
+from tfopt.tflite_file._rewriting import rewrite
+
+__all__ = [
+    "FloatOperator",
+    "Operator",
+    "Subgraph",
+    "Tensor",
+    "TfliteFile",
+    "float_operators",
+    "read",
+    "rewrite",
+]
