@@ -7,6 +7,7 @@ granted is `world`.
 import doctest
 import importlib
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -32,9 +33,11 @@ def modules():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """A compiled Keras model for digits, and the same as `.tflite`."""
+def digits(tmp_path_factory):
+    """A compiled Keras model for digits, its loss, and a folder with it in files."""
     import tensorflow as tf
+
+    from tfopt.conversion import convert
 
     keras = tf.keras
     keras.utils.set_random_seed(0)
@@ -46,26 +49,25 @@ def digits():
     model = keras.Sequential(layers, name="digits")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
-    function = tf.function(model).get_concrete_function(
-        tf.TensorSpec([None, 28, 28], tf.float32, name="image")
-    )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
-    return model, loss, converter.convert()
+    folder = tmp_path_factory.mktemp("digits")
+    model.export(folder / "saved_model")
+    (folder / "model.tflite").write_bytes(convert(model))
+    return model, loss, folder
 
 
 @pytest.fixture
 def world(request, tmp_path, monkeypatch):
     """The names that an example may use, and the folder that it runs in.
 
-    In the folder are `model.tflite` and `testdata/`.
+    In the folder are `model.tflite`, `saved_model/` and `testdata/`.
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "testdata").symlink_to(ROOT / "testdata")
     if not request.node.get_closest_marker("slow"):
         yield {"np": np}
         return
-    model, loss, content = request.getfixturevalue("digits")
-    (tmp_path / "model.tflite").write_bytes(content)
+    model, loss, folder = request.getfixturevalue("digits")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     rng = np.random.default_rng(0)
     images = rng.random([64, 28, 28], np.float32)
     with importlib.import_module("tfopt.runner").Runner("model.tflite") as runner:

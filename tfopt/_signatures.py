@@ -78,8 +78,8 @@ def parameters(target: str | Callable[..., Any]) -> tuple[Parameter, ...]:
         TypeError: The source of `target` cannot be found.
 
     Example:
-        >>> [item.name for item in parameters("tfopt.artifacts:describe")]
-        ['signature', 'history', 'details']
+        >>> [item.name for item in parameters("tfopt.report:Report")][:3]
+        ['title', 'tables', 'notes']
     """
     module_name, name = split(target)
     module, node = _module(module_name).find(name)
