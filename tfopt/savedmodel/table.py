@@ -10,6 +10,7 @@ Reference:
 
 from __future__ import annotations
 
+import mmap
 import os
 import pathlib
 import struct
@@ -175,7 +176,7 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
     """Returns the integer at `position` and the position after it.
 
     Raises:
