@@ -13,14 +13,31 @@ __version__ = "0.1.0"
 # Public name -> module that defines it.
 _PUBLIC = {
     "Artifact": "types",
+    "ConstantSparsity": "schedules",
+    "Conversion": "conversion",
     "ConversionError": "types",
+    "Data": "data",
+    "PolynomialDecay": "schedules",
+    "Prune": "methods.prune",
+    "QuantizeAware": "methods.quantize_aware",
+    "Report": "report",
+    "RunError": "types",
+    "Runner": "runner",
     "Signature": "types",
     "TensorInfo": "types",
     "TfoptError": "types",
+    "Timing": "benchmark",
     "VerificationError": "types",
+    "convert": "conversion",
+    "convert_with_report": "conversion",
+    "finalize": "training",
+    "interleave": "benchmark",
+    "load_data": "data",
+    "prepare": "training",
+    "sparsity": "analysis",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

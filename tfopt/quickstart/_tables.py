@@ -56,7 +56,7 @@ def make_report(
         title=f"tfopt quickstart, engine {engine}",
         tables=tables,
         notes=_notes(engine),
-        data={"engine": engine, "models": measured},
+        data={"engine": engine, "num_images": images, "models": measured},
     )
 
 
