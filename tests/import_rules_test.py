@@ -52,6 +52,16 @@ RULES = {
     "savedmodel": Rule("numpy google google_crc32c", "ml_dtypes", "types artifacts"),
     "methods": Rule("numpy tensorflow", "", "_keras schedules masks affine types"),
     "_keras": Rule("numpy tensorflow", "h5py keras tf_keras", "types affine"),
+    "freezing": Rule(
+        "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
+    ),
+    "conversion": Rule(
+        "numpy tensorflow",
+        "",
+        "types artifacts affine tflite_file runner savedmodel freezing _keras",
+    ),
+    "training": Rule("", "", "types _keras methods"),
+    "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(
         "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras"
     ),
@@ -233,8 +243,11 @@ def test_a_module_imports_only_what_the_table_allows(module):
         ("tfopt.conversion._x", "x = tf.keras.Model", "uses tf.keras"),
         ("tfopt.conversion", "import tensorflow_model_optimization", "optimization"),
         ("tfopt.conversion", "import_module('tf_keras')", "imports tf_keras"),
-        ("tfopt.conversion", "from tfopt import _flags", "tfopt._flags"),
-        ("tfopt.conversion", "import tfopt.tools.x", "tfopt.tools"),
+        ("tfopt.conversion", "from tfopt import quickstart", "tfopt.quickstart"),
+        ("tfopt.unlisted", "from tfopt import _flags", "tfopt._flags"),
+        ("tfopt.unlisted", "import tfopt.tools.x", "tfopt.tools"),
+        ("tfopt.unlisted", "import keras", "imports keras"),
+        ("tfopt.unlisted", "import tensorflow\nfrom tfopt import conversion", ""),
         ("tfopt.conversion", "import tensorflow as tf\nfrom tfopt import affine", ""),
         ("tfopt.tools.x", "import numpy", "imports numpy"),
         ("tfopt.tools.x", "from tfopt import _flags", ""),
