@@ -36,6 +36,7 @@ class Engine:
         self._entry = entry
         self._shapes = list(entry.input_shapes)
         self._is_allocated = False
+        self.last_thread = 0
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Invokes the model once; returns its outputs as new arrays."""

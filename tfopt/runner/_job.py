@@ -14,7 +14,7 @@ from tfopt.types import RunError, TfoptError
 
 
 class Job:
-    """Hands out pieces in order, gathers their outputs and resolves a future.
+    """Hands out pieces in order and gathers their outputs.
 
     Threads claim pieces from the job's counter and write into one preallocated
     output, so the order of the results does not depend on who computes what.
@@ -26,6 +26,7 @@ class Job:
         collect: Makes the result from the list of outputs.
         batch: Index of the request in `map`, for messages.
         owner: Kept alive until the job ends.
+        future: Resolved at the end; it may cancel the job before it begins.
     """
 
     def __init__(
@@ -37,41 +38,74 @@ class Job:
         collect: Callable[[list[np.ndarray]], Any],
         batch: int | None = None,
         owner: object = None,
+        future: concurrent.futures.Future | None = None,
     ):
-        self.future: concurrent.futures.Future = concurrent.futures.Future()
         self.num_pieces = -(-rows // piece_rows) if piece_rows else 1
-        self.on_end: Callable[[Job], None] = _ignore
+        self.on_end: Callable[[Job], None] | None = None
+        self.is_done = False
         self._rows = rows
         self._piece_rows = piece_rows or rows
         self._compute: Callable | None = compute
         self._collect: Callable | None = collect
         self._batch = batch
         self._owner = owner
+        self._future = future
         self._outputs: list[np.ndarray] | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._failed_piece = self.num_pieces
         self._lock = threading.Lock()
         self._next = 0
         self._running = 0
-        self._error: BaseException | None = None
-        self._failed_piece = self.num_pieces
+        self._is_wanted: bool | None = None
         self._is_stopped = False
         self._is_ended = False
+        # Held until the job is done: a Future's condition costs more than a small
+        # model's invocation.
+        self._pending = threading.Lock()
+        self._pending.acquire()
 
     @property
     def has_unclaimed_pieces(self) -> bool:
         """Whether `claim` may return another piece."""
         return not self._is_stopped and self._next < self.num_pieces
 
+    def wait(self) -> None:
+        """Blocks until the job is done."""
+        with self._pending:
+            pass
+
+    def result(self) -> Any:
+        """Blocks until the job is done; returns its result or raises its error."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def run_at_once(self, engine: Engine) -> Any:
+        """Computes everything in one piece and returns the result.
+
+        The short way, without counting, for a job that nobody else knows.
+
+        Raises:
+            RunError: The computation failed.
+        """
+        try:
+            return self._collect(self._compute(engine, 0, self._rows))  # type: ignore
+        except Exception as error:
+            raise self._describe(error, 0, 0, self._rows) from error
+
     def claim(self) -> int | None:
         """Returns the next piece to work on; None when there is none left."""
         with self._lock:
             if not self.has_unclaimed_pieces:
                 return None
-            if self._next or self.future.set_running_or_notify_cancel():
+            if self._begin():
                 self._next += 1
                 self._running += 1
                 return self._next - 1
-            self._is_stopped = self._is_ended = True
-        self._release()
+            self._is_stopped = True
+        self._end_if_over()
         return None
 
     def work_on(self, piece: int, engine: Engine) -> bool:
@@ -96,14 +130,14 @@ class Job:
             raise
 
     def end_piece(self) -> None:
-        """Counts a claimed piece as ended; the last one resolves the future.
+        """Counts a claimed piece as ended; the last one ends the job.
 
         Apart from `work_on`, so that the engine is given back first and whoever
         waits for the result finds it idle.
         """
         with self._lock:
             self._running -= 1
-        self._resolve_if_over()
+        self._end_if_over()
 
     def cancel(self, error: BaseException) -> None:
         """Stops handing out pieces; the job fails unless all are claimed already."""
@@ -111,7 +145,7 @@ class Job:
             if self.has_unclaimed_pieces:
                 self._is_stopped = True
                 self._error = error
-        self._resolve_if_over()
+        self._end_if_over()
 
     def _store(self, start: int, stop: int, results: Sequence[np.ndarray]) -> None:
         if self.num_pieces == 1:
@@ -154,34 +188,37 @@ class Job:
             if piece < self._failed_piece:
                 self._failed_piece, self._error = piece, error
 
-    def _resolve_if_over(self) -> None:
+    def _begin(self) -> bool:
+        """Whether the future, which is asked once, was not cancelled before."""
+        if self._is_wanted is None:
+            self._is_wanted = (
+                self._future is None or self._future.set_running_or_notify_cancel()
+            )
+        return self._is_wanted
+
+    def _end_if_over(self) -> None:
         with self._lock:
             if self._is_ended or self._running or self.has_unclaimed_pieces:
                 return
             self._is_ended = True
-            was_cancelled = not (
-                self._next or self.future.set_running_or_notify_cancel()
-            )
-        error, result = self._error, None
-        if error is None and self._collect is not None:
+        if self._error is None and not self._is_stopped:
             try:
-                result = self._collect(self._outputs or [])
-            except Exception as problem:
-                error = problem
+                self._result = self._collect(self._outputs or [])  # type: ignore
+            except Exception as error:
+                self._error = error
+        self.is_done = True
+        self._pending.release()
+        if self._future is not None and self._begin():
+            if self._error is None:
+                self._future.set_result(self._result)
+            else:
+                self._future.set_exception(self._error)
         self._release()
-        if was_cancelled:
-            return
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)
 
     def _release(self) -> None:
         # Whoever keeps the future must not keep inputs and Runner alive with it.
-        self.on_end(self)
-        self.on_end = _ignore
-        self._compute = self._collect = self._outputs = self._owner = None
-
-
-def _ignore(job: Job) -> None:
-    """Stands for no callback."""
+        if self.on_end is not None:
+            self.on_end(self)
+        self.on_end = None
+        self._compute = self._collect = self._outputs = None
+        self._owner = self._future = None

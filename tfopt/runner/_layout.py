@@ -96,10 +96,8 @@ def find_layout(
     if state is not None:
         trial.as_written()  # shows now what the interpreter lacks
         return _whole(entry, f"it has state ({state})"), trial.engine
-    if any(_free_axes(entry)):
-        two, three = trial.with_rows(2), trial.with_rows(3)
-        if two is not None and three is not None:
-            return _free_layout(entry, two, three, trial), trial.engine
+    if any(_free_axes(entry)) and (layout := _free_layout(entry, trial)) is not None:
+        return layout, trial.engine
     return _fixed_layout(entry, shapes, trial.as_written()), trial.engine
 
 
@@ -128,64 +126,96 @@ class _Trial:
 
     def __init__(self, entry: Entry, shapes: Shapes, open_engine: Callable):
         self.engine: Engine = open_engine()
+        self._entry = entry
         self._open_engine = open_engine
         self._shapes = shapes
         self._written = [shape[:1] for shape in entry.input_shapes]
-        self._is_free = _free_axes(entry)
 
     def as_written(self) -> Shapes:
         """Output shapes at the size in the file: 1 row where the axis is free."""
-        return self.engine.output_shapes(
-            [
-                (*written, *shape[1:])
-                for written, shape in zip(self._written, self._shapes, strict=True)
-            ]
-        )
+        return self.engine.output_shapes(self._sized(self._written))
 
-    def with_rows(self, rows: int, *, but: int = -1, other: int = 0) -> Shapes | None:
-        """Output shapes for a number of rows; None where the model refuses it.
+    def with_rows(self, rows: Sequence[int], fill: int | None = None) -> Shapes | None:
+        """Output shapes for the numbers of rows of each input; None if refused.
 
         Args:
-            rows: Size of all free first axes,
-            but: except for the input of this index,
-            other: whose first axis gets this size.
+            rows: Size of each input's first axis, where that is free.
+            fill: Runs the model on this value. None: only allocates.
         """
-        shapes = []
-        for index, shape in enumerate(self._shapes):
-            size = other if index == but else rows
-            first = (size,) if self._is_free[index] else self._written[index]
-            shapes.append((*first, *shape[1:]))
+        firsts = [
+            (size,) if free else written
+            for size, free, written in zip(
+                rows, _free_axes(self._entry), self._written, strict=True
+            )
+        ]
+        shapes = self._sized(firsts)
         try:
-            return self.engine.output_shapes(shapes)
+            if fill is None:
+                return self.engine.output_shapes(shapes)
+            infos = self._entry.signature.inputs
+            arrays = [
+                np.full(shape, str(fill) if info.dtype == object else fill, info.dtype)
+                for info, shape in zip(infos, shapes, strict=True)
+            ]
+            return [output.shape for output in self.engine.run(arrays)]
         except (RuntimeError, ValueError):
             self.engine = self._open_engine()
             return None
 
+    def _sized(self, firsts: Sequence[tuple[int, ...]]) -> Shapes:
+        return [
+            (*first, *shape[1:])
+            for first, shape in zip(firsts, self._shapes, strict=True)
+        ]
 
-def _free_layout(entry: Entry, two: Shapes, three: Shapes, trial: _Trial) -> Layout:
-    unknown = ""
+
+def _free_layout(entry: Entry, trial: _Trial) -> Layout | None:
+    """The layout of a model with free first axes; None where they are not free."""
+    is_free = _free_axes(entry)
+    twos, threes = [2] * len(is_free), [3] * len(is_free)
+    two, three = trial.with_rows(twos), trial.with_rows(threes)
+    if two is None or three is None:
+        return None
+    fill = None
+    if any(
+        a == b and info.shape and info.shape[0] is None
+        for info, a, b in zip(entry.signature.outputs, two, three, strict=True)
+    ):
+        # A shape that is computed in the graph, as by Keras 3's Flatten, shows only in
+        # a run. Different values, since it may depend on them (a filter, say).
+        fill = 0
+        two = trial.with_rows(twos, 0)
+        three = trial.with_rows(threes, 1) or trial.with_rows(threes, 0)
+        if two is None and trial.with_rows([1] * len(is_free), 0) is not None:
+            return None
+        if two is None or three is None:
+            reason = "the shapes of its outputs are known only after a run"
+            return _whole(entry, reason, is_sure=False)
     for info, a, b in zip(entry.signature.outputs, two, three, strict=True):
-        if a[:1] == (2,) and b[:1] == (3,) and a[1:] == b[1:]:
-            continue
-        if info.shape and info.shape[0] is None and a == b:
-            unknown = f"the shape of output {info.name!r} is known only after a run"
-        else:
-            return _whole(entry, _not_per_row(info.name))
-    if unknown:
-        return _whole(entry, unknown, is_sure=False)
+        if a[:1] != (2,) or b[:1] != (3,) or a[1:] != b[1:]:
+            return _whole(entry, _not_per_row(info.name), is_sure=fill is None)
+    return _separate_inputs(entry, trial, fill)
+
+
+def _separate_inputs(entry: Entry, trial: _Trial, fill: int | None) -> Layout:
+    """Finds out which of several free first axes are the batch.
+
+    They belong together unless different sizes are accepted. Then the outputs follow
+    one of them, and the others are lookup tables, say.
+    """
     is_batched = list(_free_axes(entry))
-    if is_batched.count(True) > 1:
-        # Rows belong together unless different numbers of them are accepted. Then
-        # the outputs follow one of the inputs, and the other is a table, say.
-        for index in [i for i, free in enumerate(is_batched) if free]:
-            outputs = trial.with_rows(3, but=index, other=2)
-            if outputs is not None:
-                follows = {shape[0] == 2 for shape in outputs}
-                if len(follows) > 1:
-                    return _whole(entry, "its inputs have batch axes of their own")
-                is_batched[index] = follows.pop()
-        if not any(is_batched):
-            return _whole(entry, "its inputs have batch axes of their own")
+    if is_batched.count(True) == 1:
+        return Layout("free", is_batched=tuple(is_batched))
+    for index in [i for i, free in enumerate(is_batched) if free]:
+        rows = [2 if i == index else 3 for i in range(len(is_batched))]
+        outputs = trial.with_rows(rows, fill)
+        if outputs is not None:
+            is_followed = {shape[0] == 2 for shape in outputs}
+            if len(is_followed) > 1:
+                return _whole(entry, "its inputs have batch axes of their own")
+            is_batched[index] = is_followed.pop()
+    if not any(is_batched):
+        return _whole(entry, "its inputs have batch axes of their own")
     return Layout("free", is_batched=tuple(is_batched))
 
 

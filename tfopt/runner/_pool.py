@@ -56,7 +56,7 @@ class Pool:
         Raises:
             TfoptError: The pool is closed.
         """
-        self._start(job, job.num_pieces)
+        self._start(job, min(job.num_pieces, self._num_workers))
 
     def run(self, job: Job) -> Any:
         """Works a job off, with the calling thread as one of the workers.
@@ -65,19 +65,32 @@ class Pool:
             TfoptError: The pool is closed, or the job failed.
         """
         engine = self._engines.take_at_once()
+        if engine is not None and job.num_pieces == 1:
+            return self._run_at_once(job, engine)
         try:
-            self._start(job, job.num_pieces - (engine is not None))
+            # More hands than engines would only pass them back and forth.
+            hands = min(job.num_pieces, self._num_workers)
+            self._start(job, hands - (engine is not None))
             while engine is not None:
                 taken, engine = engine, None  # `_work` gives it back
                 self._work(job, taken, is_wanted=self._engines.has_waiters)
                 if job.has_unclaimed_pieces:
                     engine = self._engines.take()
-            return job.future.result()
+            return job.result()
         except BaseException as error:
             if engine is not None:
                 self._engines.give(engine)
             job.cancel(error)  # after KeyboardInterrupt the workers stop as well
             raise
+
+    def _run_at_once(self, job: Job, engine: Engine) -> Any:
+        usable: Engine | None = None
+        try:
+            result = job.run_at_once(engine)
+            usable = engine
+            return result
+        finally:
+            self._engines.give(usable)
 
     def close(self) -> None:
         """Cancels all jobs and ends the threads, after their current pieces."""
@@ -96,7 +109,6 @@ class Pool:
         self._engines.clear()
 
     def _start(self, job: Job, num_tickets: int) -> None:
-        num_tickets = min(num_tickets, self._num_workers)
         with self._lock:
             if self._is_closed:
                 raise TfoptError("The Runner is closed. Expected an open one")
@@ -174,7 +186,7 @@ class _Engines:
         mailbox: queue.SimpleQueue = queue.SimpleQueue()
         with self._lock:
             if self._idle:
-                return self._idle.pop()
+                return self._pick()
             if self._room:
                 self._room -= 1
                 mailbox.put(None)
@@ -190,7 +202,7 @@ class _Engines:
         """Returns an engine, or None if all are in use."""
         with self._lock:
             if self._idle:
-                return self._idle.pop()
+                return self._pick()
             if not self._room:
                 return None
             self._room -= 1
@@ -211,12 +223,24 @@ class _Engines:
             self._room += len(self._idle)
             self._idle.clear()
 
+    def _pick(self) -> Engine:
+        # The one that this thread used last: its tensors are in this core's cache.
+        thread = threading.get_ident()
+        for index, engine in enumerate(self._idle):
+            if engine.last_thread == thread:
+                return self._idle.pop(index)
+        engine = self._idle.pop()
+        engine.last_thread = thread
+        return engine
+
     def _open(self) -> Engine:
         try:
-            return self._open_engine()
+            engine = self._open_engine()
         except BaseException:
             self.give(None)
             raise
+        engine.last_thread = threading.get_ident()
+        return engine
 
     def _leave(self, mailbox: queue.SimpleQueue) -> None:
         with self._lock:

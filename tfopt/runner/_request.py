@@ -43,18 +43,14 @@ class Request:
         self.piece_rows = 0
         if self.rows:
             self.piece_rows = piece_rows(layout, entry, arrays, batch)
-        infos = entry.signature.inputs
+        # `_inputs.check` lets other types pass only where they can be quantized.
         self._is_quantized = [
-            array.dtype != info.dtype and info.dtype != np.dtype(object)
-            for info, array in zip(infos, arrays, strict=True)
+            info.dtype.kind != "O" and array.dtype != info.dtype
+            for info, array in zip(entry.signature.inputs, arrays, strict=True)
         ]
-        wants_floats = quantized_io == "float" or (
+        self._wants_floats = quantized_io == "float" or (
             quantized_io == "auto" and any(self._is_quantized)
         )
-        self._is_dequantized = [
-            wants_floats and _inputs.can_quantize(info)
-            for info in entry.signature.outputs
-        ]
 
     def compute(self, engine: Engine, start: int, stop: int) -> list[np.ndarray]:
         """Runs the rows `start` to `stop`; returns the outputs, in float if wanted."""
@@ -62,14 +58,11 @@ class Request:
             results = self._empty(engine)
         else:
             results = self._invoke(engine, start, stop)
+        if not self._wants_floats:
+            return results
         return [
-            _inputs.dequantize(result, info) if dequantized else result
-            for result, info, dequantized in zip(
-                results,
-                self._entry.signature.outputs,
-                self._is_dequantized,
-                strict=True,
-            )
+            _inputs.dequantize(result, info) if _inputs.can_quantize(info) else result
+            for result, info in zip(results, self._entry.signature.outputs, strict=True)
         ]
 
     def collect(self, outputs: list[np.ndarray]) -> Any:
