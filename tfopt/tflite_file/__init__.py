@@ -18,7 +18,8 @@ from tfopt.tflite_file._content import (
     float_operators,
     read,
 )
-from tfopt.tflite_file._rewriting import rewrite
+from tfopt.tflite_file._flatbuffer import unpack
+from tfopt.tflite_file._rewriting import check_writable, pack, rewrite
 
 __all__ = [
     "FloatOperator",
@@ -26,7 +27,10 @@ __all__ = [
     "Subgraph",
     "Tensor",
     "TfliteFile",
+    "check_writable",
     "float_operators",
+    "pack",
     "read",
     "rewrite",
+    "unpack",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,16 +57,21 @@ def rewrite(
         ValueError: The number of names is wrong, or one is twice there.
     """
     model = unpack(content)
-    _check_writable(model)
+    check_writable(model)
     if signature_key is not None:
         _set_signature(model, signature_key, input_names, output_names)
     if strip_debug_info:
         _strip(model)
     _drop_unused_buffers(model)
-    return _pack(model, len(content))
+    return pack(model, len(content))
 
 
-def _check_writable(model: Any) -> None:
+def check_writable(model: Any) -> None:
+    """Refuses a `ModelT` that `pack` would lose a part of.
+
+    Raises:
+        TfoptError: Weights stand outside, or the schema does not know an option.
+    """
     if any(buffer.offset > 1 for buffer in model.buffers) or model.externalBuffers:
         raise TfoptError(
             "Cannot rewrite a model whose weights stand behind the flatbuffer. "
@@ -150,7 +156,7 @@ def _drop_unused_buffers(model: Any) -> None:
         data = model.buffers[old].data
         if data is None:
             return 0
-        key = np.asarray(data).tobytes()
+        key = hashlib.blake2b(data).digest()
         if key not in numbers:
             numbers[key] = len(kept)
             kept.append(model.buffers[old])
@@ -202,7 +208,13 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._written[key]
 
 
-def _pack(model: Any, size_hint: int) -> bytes:
+def pack(model: Any, size_hint: int = 0) -> bytes:
+    """Returns a `ModelT` as the content of a file; its buffers are used up by this.
+
+    Args:
+        model: The model.
+        size_hint: About how long the content will be, to save copying.
+    """
     model.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
     builder = _SharingBuilder(size_hint + 1024)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
