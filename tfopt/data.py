@@ -250,7 +250,7 @@ def _is_dataset(source: Any) -> bool:
 
 def _check_batched(dataset: Any, name: str) -> None:
     spec = dataset.element_spec
-    sizes = set()
+    sizes: set[Any] = set()
     if isinstance(spec, tuple) and len(spec) == 2:
         for item in (*_leaves(spec[0]), *_leaves(spec[1])):
             shape = getattr(item, "shape", None)

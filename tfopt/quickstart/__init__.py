@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tfopt import artifacts
-from tfopt.data import Data, Split
+from tfopt.data import load_data
 from tfopt.report import Report
 from tfopt.types import TfoptError
 
 if TYPE_CHECKING:  # Keras is chosen by the environment of the process that trains
-    from tfopt.quickstart._recipes import Models
+    from tfopt.quickstart._recipes import Digits, Models
 
 _logger = logging.getLogger(__name__)
 _DIGITS = pathlib.Path(__file__).parents[2] / "testdata" / "mnist.npz"
@@ -53,8 +53,8 @@ def quickstart(
         epochs: Epochs of the base model and of each optimization; the best model
             takes three times as many.
         output_dir: Folder for models and reports.
-        data: Digits in the layout of Keras's `mnist.npz`; by default the ones that
-            come with the source.
+        data: Digits [n, 28, 28] as `FILE.npz`, in the layout of Keras's `mnist.npz`,
+            or as `module:function`; by default those that come with the source.
         seed: Makes initial weights and the order of the examples repeatable.
 
     Returns:
@@ -73,7 +73,7 @@ def quickstart(
         "engine": engine,
         "epochs": epochs,
         "output_dir": os.path.abspath(output_dir),
-        "data": os.path.abspath(data or _DIGITS),
+        "data": data or str(_DIGITS),
         "seed": seed,
     }
     if engine == "tfmot":
@@ -134,17 +134,15 @@ def run_child(result: str, arguments: str) -> None:
 
 def _run(arguments: dict[str, Any]) -> Report:
     from tfopt import _keras
-    from tfopt.data import load_data
     from tfopt.quickstart import _measure, _recipes, _tables
 
     folder = pathlib.Path(arguments["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    data = _scaled(load_data(arguments["data"]))
-    images, labels = data.test.arrays()
+    digits = _digits(arguments["data"])
     with Progress(total=arguments["epochs"] * _recipes.PASSES) as progress:
         trainer = _recipes.Trainer(
             keras=_keras.preferred(),
-            data=data,
+            digits=digits,
             epochs=arguments["epochs"],
             seed=arguments["seed"],
             progress=progress,
@@ -153,26 +151,34 @@ def _run(arguments: dict[str, Any]) -> Report:
         models = _recipes.native(trainer) if is_native else _recipes.original(trainer)
         files = _save(models, folder)
         progress.stage("measuring")
-        measured = _measure.measure(models.keras, files, images, labels)
+        measured = _measure.measure(
+            models.keras, files, digits.test_images, digits.test_labels
+        )
     report = _tables.make_report(
-        arguments["engine"], measured, len(images), _measure.BATCH
+        arguments["engine"], measured, len(digits.test_labels), _measure.BATCH
     )
     _write(report, folder)
     return report
 
 
-def _scaled(data: Data) -> Data:
-    splits = {}
-    for name in ("train", "test"):
-        images, labels = getattr(data, name).arrays()
-        if isinstance(images, dict) or images.shape[1:] != (28, 28):
+def _digits(spec: str) -> Digits:
+    from tfopt.quickstart._recipes import Digits
+
+    data = load_data(spec)
+    arrays: list[np.ndarray] = []
+    for split in (data.train, data.test):
+        images, labels = split.arrays()
+        if (
+            isinstance(images, dict)
+            or isinstance(labels, dict)
+            or images.shape[1:] != (28, 28)
+        ):
             raise TfoptError(
-                "Expected digits [n, 28, 28] with pixels from 0 to 255, as in Keras's "
-                f"mnist.npz. Received: {name} of {getattr(images, 'shape', 'several')}"
+                "Expected images [n, 28, 28] with pixels from 0 to 255 and one label "
+                f"each, as in Keras's mnist.npz. Received: data={spec!r}"
             )
-        scaled = images.astype(np.float32) / np.float32(255)
-        splits[name] = Split((scaled, np.asarray(labels).astype(np.int32)), name)
-    return Data(**splits)
+        arrays += [images.astype(np.float32) / np.float32(255), labels.astype(np.int32)]
+    return Digits(*arrays)
 
 
 def _save(models: Models, folder: pathlib.Path) -> dict[str, pathlib.Path]:

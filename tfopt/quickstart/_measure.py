@@ -83,9 +83,9 @@ def _add_timing(
 ) -> None:
     timings = benchmark.interleave(dict(candidates), rounds=_ROUNDS)
     for name, row in measured.items():
-        timing = timings.get(name)
-        row[f"{key}_ms"] = timing and timing.median_ms
-        row[f"{key}_speedup"] = timing and timings["base"].median_ms / timing.median_ms
+        time = timings[name].median_ms if name in timings else None
+        row[f"{key}_ms"] = time
+        row[f"{key}_speedup"] = time and timings["base"].median_ms / time
 
 
 def _predict(model: Any, images: np.ndarray) -> Callable[[], object]:

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfopt import conversion, tfmot, training
-from tfopt.data import Data
+from tfopt.data import Split
 from tfopt.methods.prune import Prune
 from tfopt.methods.quantize_aware import QuantizeAware
 
@@ -25,6 +27,7 @@ _BATCH_SIZE = 128
 _PRUNING_PART = 0.6
 
 _BEST_PASSES = 3
+_VERIFIED_EXAMPLES = 256
 # Trainings of the whole quickstart, in multiples of its epochs.
 PASSES = 4 + _BEST_PASSES
 
@@ -43,11 +46,28 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
+class Digits:
+    """The data.
+
+    Attributes:
+        images: float32 array [n, 28, 28], from 0 to 1.
+        labels: int32 array [n].
+        test_images: float32 array [m, 28, 28].
+        test_labels: int32 array [m].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Trainer:
     """Trains models of one Keras version on the same data in the same way."""
 
     keras: Any
-    data: Data
+    digits: Digits
     epochs: int
     seed: int
     progress: Progress
@@ -55,8 +75,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimizer steps of one training of `epochs` epochs."""
-        _, labels = self.data.train.arrays()
-        return self.epochs * -(-len(labels) // _BATCH_SIZE)
+        return self.epochs * -(-len(self.digits.labels) // _BATCH_SIZE)
 
     def build(self) -> Any:
         """Returns the untrained network of the published comparison."""
@@ -104,9 +123,8 @@ class Trainer:
             optimizer=optimizers.Adam(rate),
             loss=self.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
-        batches = self.data.train.dataset(
-            batch_size=_BATCH_SIZE, shuffle=True, seed=self.seed
-        )
+        examples = Split((self.digits.images, self.digits.labels))
+        batches = examples.dataset(batch_size=_BATCH_SIZE, shuffle=True, seed=self.seed)
         ticks = self.keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: self.progress.epoch()
         )
@@ -211,5 +229,10 @@ def _published_pruning(trainer: Trainer) -> Prune:
 
 def _convert(trainer: Trainer, model: Any, name: str) -> bytes:
     trainer.progress.stage(f"converting {name}")
-    quantization = "none" if name == "pruned_tflite" else "int8"
-    return conversion.convert(model, quantization=quantization, strip_debug_info=True)
+    return conversion.convert(
+        model,
+        quantization="none" if name == "pruned_tflite" else "int8",
+        # Already calibrated by training; real digits are what verification runs on.
+        representative_dataset=trainer.digits.images[:_VERIFIED_EXAMPLES],
+        strip_debug_info=True,
+    )
