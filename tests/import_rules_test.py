@@ -44,7 +44,7 @@ RULES = {
     "schedules": Rule("", "", "types"),
     "masks": Rule("numpy", "", "types"),
     "affine": Rule("numpy", "", "types"),
-    "runner": Rule("numpy ai_edge_litert", "", "types"),
+    "runner": Rule("numpy ai_edge_litert", "", "types tflite_file"),
     "benchmark": Rule("numpy", "", "types artifacts runner"),
     "tflite_file": Rule("numpy flatbuffers ai_edge_litert", "", "types affine"),
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),

@@ -20,7 +20,9 @@ import numpy as np
 from tfopt.types import Signature, TensorInfo, TfoptError
 
 _IDENTIFIER = b"TFL3"
-_CALL_ONCE, _ASSIGN_VARIABLE, _CUSTOM = 129, 144, 32
+_CALL_ONCE, _ASSIGN_VARIABLE, _CUSTOM, _CONV_2D = 129, 144, 32, 3
+_INT8 = 9
+NARROW_CHANNELS = 32
 _STRING, _RESOURCE, _VARIANT = 5, 13, 14
 _DTYPES: Mapping[int, np.dtype] = {
     0: np.dtype(np.float32),
@@ -75,6 +77,7 @@ class ModelFile:
         custom_ops: Names of the operators that are not TFLite builtins.
         state: What keeps a value from one invocation to the next, in words, or
             `None` for a model without state.
+        has_narrow_convolution: Whether an int8 convolution reads few channels.
         fingerprint: What changes when the file is replaced; empty for bytes.
     """
 
@@ -82,6 +85,7 @@ class ModelFile:
     has_signatures: bool
     custom_ops: tuple[str, ...]
     state: str | None
+    has_narrow_convolution: bool = False
     fingerprint: tuple[int, ...] = ()
 
     def entry(self, key: str | None) -> Entry:
@@ -178,11 +182,14 @@ def _model(model: _Table) -> ModelFile:
         entries = [_signature_entry(s, subgraphs, is_constant) for s in signatures]
     else:
         entries = [_entry(subgraphs[0], 0, is_constant)]
+    numbers = [code for code, _ in codes]
     return ModelFile(
         entries=tuple(entries),
         has_signatures=bool(signatures),
         custom_ops=tuple(sorted({name for code, name in codes if code == _CUSTOM})),
-        state=_state(subgraphs, [code for code, _ in codes]),
+        state=_state(subgraphs, numbers),
+        has_narrow_convolution=_CONV_2D in numbers
+        and any(_has_narrow_convolution(graph, numbers) for graph in subgraphs),
     )
 
 
@@ -211,6 +218,17 @@ def _state(subgraphs: list[_Table], codes: list[int]) -> str | None:
             elif code == _CALL_ONCE and (options := operator.table(4)) is not None:
                 initialisers.add(options.number(0, "i"))
     return "an ASSIGN_VARIABLE operator" if assigning - initialisers else None
+
+
+def _has_narrow_convolution(subgraph: _Table, codes: list[int]) -> bool:
+    tensors = subgraph.tables(0)
+    for operator in subgraph.tables(3):
+        if _item(codes, operator.number(0, "I")) == _CONV_2D:
+            weights = _item(tensors, _item(operator.numbers(1, "i"), 1))
+            channels = weights.numbers(0, "i")[-1:]
+            if weights.number(1, "b") == _INT8 and channels <= (NARROW_CHANNELS,):
+                return True
+    return False
 
 
 def _signature_entry(
