@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _INITIAL_SPARSITY = 0.5
 _FINAL_SPARSITY = 0.8
 # The best recipe: more zeros, placed over all layers together, and a coarser grid.
-_BEST_SPARSITY = 0.92
+_BEST_SPARSITY = 0.9
 _BEST_WEIGHT_BITS = 4
 _BATCH_SIZE = 128
 # Pruning ends after this part of a training, which then mends what it broke.
@@ -128,7 +128,13 @@ class Trainer:
         ticks = self.keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: self.progress.epoch()
         )
-        model.fit(batches, epochs=epochs, verbose=0, callbacks=[*callbacks, ticks])
+        model.fit(
+            batches,
+            epochs=epochs,
+            shuffle=False,  # the dataset does it
+            verbose=0,
+            callbacks=[*callbacks, ticks],
+        )
         return model
 
 

@@ -104,7 +104,7 @@ def _notes(engine: str) -> list[str]:
         "is compressed, or sparsely encoded; the raw int8 files hold every weight.",
         "Published figures: base 78,117 bytes compressed, pruned + QAT + TFLite 8,044 "
         "bytes, accuracy 0.97 ± 0.01 for all.",
-        "Best: global magnitude pruning to 92 % zeros and 4-bit codes during "
+        "Best: global magnitude pruning to 90 % zeros and 4-bit codes during "
         "quantization-aware training, three times as long as the other trainings.",
     ]
     if engine == "tfmot":
