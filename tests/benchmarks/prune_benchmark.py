@@ -1,6 +1,6 @@
 """Times a training step with and without Prune; prints a table.
 
-    PYTHONPATH=. python tests/benchmarks/prune_benchmark.py [--blocks=60] [--big] [--jit]
+    python tests/benchmarks/prune_benchmark.py [--blocks=60] [--big] [--jit]
 
 One model per variant; they take turns block by block (50 steps), so that other load on
 the machine hits all alike; the figures are medians over the blocks. "hold": the masks
@@ -82,7 +82,8 @@ def main():
     print(f"{keras.__name__}, {_model(args.big).count_params():,} parameters")
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        ratios = [mine / base for mine, base in zip(seconds, times["base"])]
+        pairs = zip(seconds, times["base"], strict=True)
+        ratios = [mine / base for mine, base in pairs]
         print(
             f"{name:5} {1e3 * median / BLOCK:7.3f} ms/step, x"
             f"{statistics.median(ratios):.3f} of base (median of paired blocks)"

@@ -2,7 +2,7 @@
 
 Weights are named by where they sit in the model, `"block/dense/kernel"`: the layers'
 names from the model down, then the last component of the variable's own name. These
-names are unique, and the same for Keras 3 and tf_keras, whose own variable names are
+names are unique, and alike in Keras 3 and tf_keras, whose own variable names are
 neither.
 """
 
@@ -70,8 +70,8 @@ def weights(model: Any) -> list[Weight]:
     appears where it is met first. Variables of metrics are left out.
 
     Example:
-        >>> [weight.name for weight in weights(model)]  # doctest: +SKIP
-        ['conv2d/kernel', 'conv2d/bias', 'dense/kernel', 'dense/bias']
+        >>> [weight.name for weight in weights(model)]
+        ['logits/kernel', 'logits/bias']
     """
     trainable = {id(variable) for variable in model.trainable_weights}
     seen = {id(state) for metric in model.metrics for state in metric.variables}
@@ -114,7 +114,7 @@ def select(
     Raises:
         ValueError: A pattern matches nothing, or nothing is chosen.
     """
-    include, exclude = _as_list("include", include), _as_list("exclude", exclude)
+    include, exclude = as_patterns("include", include), as_patterns("exclude", exclude)
     chosen, reasons = [], {}
     for weight in candidates:
         reason = _reason_against(weight, include, exclude)
@@ -149,6 +149,24 @@ def select(
     return chosen, reasons
 
 
+def as_patterns(name: str, patterns: Patterns) -> list[str] | None:
+    """Returns the patterns of an argument as a list; None stays None.
+
+    Raises:
+        ValueError: They are no non-empty strings; the message names the argument.
+    """
+    if patterns is None:
+        return None
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Sequence) or not all(
+        isinstance(pattern, str) and pattern for pattern in listed
+    ):
+        raise ValueError(
+            f"`{name}` must be a glob or a list of globs. Received: {name}={patterns!r}"
+        )
+    return list(listed)
+
+
 def get_constraint(variable: Any) -> Callable[[Any], Any] | None:
     """Returns what the optimizer applies to a variable after each update, if any."""
     return variable.constraint
@@ -179,9 +197,19 @@ def forget_train_function(model: Any) -> None:
     model.train_function = None
 
 
-def iterations(model: Any) -> int:
-    """Returns how many steps the model's optimizer has made."""
-    return int(model.optimizer.iterations.numpy())
+def iterations(model: Any, *, ahead: int = 0) -> int:
+    """Returns how many steps the model's optimizer has made.
+
+    Args:
+        model: A compiled model.
+        ahead: Number of batches to add before counting. A batch is a step, unless the
+            optimizer accumulates the gradients of several batches for one.
+    """
+    optimizer = _inner(model.optimizer)
+    per_step = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    if per_step == 1:
+        return int(optimizer.iterations.numpy()) + ahead
+    return (int(optimizer._iterations.numpy()) + ahead) // per_step
 
 
 def steps_per_execution(model: Any) -> int:
@@ -198,8 +226,7 @@ def moving_average(optimizer: Any, variable: Any) -> Any | None:
     That is what `use_ema=True` writes into the model in the end. Only known once the
     optimizer is built, as it is when a training step is traced.
     """
-    for inner in ("inner_optimizer", "_optimizer"):  # loss scaling wraps the real one
-        optimizer = getattr(optimizer, inner, optimizer)
+    optimizer = _inner(optimizer)
     if not getattr(optimizer, "use_ema", False):
         return None
     if _keras.is_keras3(optimizer):
@@ -207,6 +234,11 @@ def moving_average(optimizer: Any, variable: Any) -> Any | None:
     else:
         index = optimizer._index_dict[optimizer._var_key(variable)]
     return optimizer._model_variables_moving_average[index]
+
+
+def _inner(optimizer: Any) -> Any:
+    """Returns the optimizer that loss scaling wraps, or the one given."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _walk(layer: Any, prefix: str, entered: set[int]) -> Iterator[tuple[str, Any]]:
@@ -219,17 +251,6 @@ def _walk(layer: Any, prefix: str, entered: set[int]) -> Iterator[tuple[str, Any
     for child in inner:
         if id(child) not in entered:
             yield from _walk(child, f"{prefix}{child.name}/", entered)
-
-
-def _as_list(name: str, patterns: Patterns) -> list[str] | None:
-    if patterns is None:
-        return None
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not all(isinstance(pattern, str) and pattern for pattern in listed):
-        raise ValueError(
-            f"`{name}` must be a glob or a list of globs. Received: {name}={patterns!r}"
-        )
-    return listed
 
 
 def _matches(pattern: str, name: str) -> bool:

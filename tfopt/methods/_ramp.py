@@ -26,34 +26,26 @@ class Fit:
     """What one `fit` plans, in optimizer steps.
 
     Attributes:
+        origin: Steps at the start of the training, if the epochs that this `fit`
+            leaves out (`initial_epoch`) belong to it.
         first: Steps that the optimizer has made before.
-        epoch: The first epoch (`initial_epoch`).
-        epochs: The epoch to stop before.
-        steps: Steps per epoch; None: not known.
+        last: Steps that it will have made in the end; None: not known.
+        batches: Batches per epoch; None: not known.
+        epochs: How many epochs are to come.
     """
 
+    origin: int
     first: int
-    epoch: int
+    last: int | None
+    batches: int | None
     epochs: int
-    steps: int | None
-
-    @property
-    def last(self) -> int | None:
-        """Steps that the optimizer will have made in the end; None: not known."""
-        if self.steps is None:
-            return None
-        return self.first + self.steps * (self.epochs - self.epoch)
-
-    @property
-    def origin(self) -> int:
-        """Where the steps of this training began, if left-out epochs belong to it."""
-        return max(0, self.first - (self.steps or 0) * self.epoch)
 
     def __str__(self) -> str:
         last = "an unknown one" if self.last is None else self.last
+        batches = "an unknown number of" if self.batches is None else self.batches
         return (
-            f"training from step {self.first} to {last} (steps per epoch {self.steps}, "
-            f"epochs {self.epoch} to {self.epochs})"
+            f"training from step {self.first} to {last} "
+            f"({self.epochs} epochs of {batches} batches)"
         )
 
 

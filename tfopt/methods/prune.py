@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -75,9 +76,11 @@ class Prune(Method):
         Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878.
 
     Example:
-        >>> prune = Prune(final_sparsity=0.8, begin_step=500, end_step=2500)
-        >>> model.fit(train, callbacks=[prune])  # doctest: +SKIP
-        >>> model = prune.finalize(model)  # verified  # doctest: +SKIP
+        >>> prune = Prune(final_sparsity=0.8, end_step=6)
+        >>> history = model.fit(images, labels, 8, callbacks=[prune], verbose=0)
+        >>> model = prune.finalize(model)  # counts the zeros
+        >>> prune.report[0]["name"], prune.report[0]["sparsity"]
+        ('logits/kernel', 0.8)
     """
 
     def __init__(
@@ -189,18 +192,18 @@ class Prune(Method):
             run.checked = True
         if run.schedule is None or run.due is None:
             return
-        steps = variables.steps_per_execution(self.model)
+        batches = variables.steps_per_execution(self.model)
         is_last = False
-        if run.fit.steps is not None:
-            left = run.fit.steps - batch
-            is_last = run.is_last_epoch and left <= steps
-            steps = min(steps, left)
+        if run.fit.batches is not None:
+            left = run.fit.batches - batch
+            is_last = run.is_last_epoch and left <= batches
+            batches = min(batches, left)
         # An upper bound, so that the true count is read only when it matters: reading
         # it waits for the device.
-        run.reach += steps
+        run.reach += batches
         if run.reach < run.due and not is_last:
             return
-        run.reach = variables.iterations(self.model) + steps
+        run.reach = variables.iterations(self.model, ahead=batches)
         if is_last:
             # Loss scaling may have skipped steps, for which there is no time left.
             run.reach = max(run.reach, run.fit.last or 0)
@@ -237,6 +240,8 @@ class Prune(Method):
             raise ValueError(
                 f"`scope` must be one of {masks.SCOPES}. Received: scope={self.scope!r}"
             )
+        for name in ("include", "exclude"):
+            variables.as_patterns(name, getattr(self, name))
         if not isinstance(self.keep_existing_zeros, bool):
             raise ValueError(
                 "`keep_existing_zeros` must be True or False. "
@@ -310,8 +315,7 @@ class Prune(Method):
             for weight in candidates
         ]
         values = {weight.name: to_numpy(weight.variable) for weight in chosen}
-        first, steps = variables.iterations(self.model), self.params.get("steps")
-        fit = _ramp.Fit(first, epoch, self.params["epochs"], steps)
+        fit = self._plan(epoch)
         schedule = self._schedule_of(fit, _ramp.Weights.of(values, self.scope))
         keep = {
             name: value != 0 if self.keep_existing_zeros else np.ones_like(value, bool)
@@ -325,6 +329,17 @@ class Prune(Method):
         )
         due = None if schedule is None else schedule.begin_step
         return _Run(enforced, keep, schedule, fit, due)
+
+    def _plan(self, epoch: int) -> _ramp.Fit:
+        batches, epochs = self.params.get("steps"), self.params["epochs"] - epoch
+        count = functools.partial(variables.iterations, self.model)
+        return _ramp.Fit(
+            origin=max(0, count(ahead=-(batches or 0) * epoch)),
+            first=count(),
+            last=None if batches is None else count(ahead=batches * epochs),
+            batches=batches,
+            epochs=epochs,
+        )
 
     def _schedule_of(
         self, fit: _ramp.Fit, weights: _ramp.Weights
