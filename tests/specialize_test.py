@@ -162,7 +162,7 @@ def test_a_first_mobilenet_convolution_has_folds_of_part_of_a_row():
 @pytest.mark.parametrize("relu", [False, True])
 def test_scales_and_activations_are_kept(per_tensor, relu):
     content = conv_model((7, 10, 1), 3, per_tensor=per_tensor, relu=relu)
-    model, graph, position, _ = the_convolution(content)
+    _, graph, position, _ = the_convolution(content)
     operator = graph.operators[position]
     scales = graph.tensors[operator.inputs[1]].quantization.scale
     assert len(scales) == (1 if per_tensor else 5)
@@ -265,10 +265,11 @@ def test_tensors_and_buffers_keep_their_numbers(two_outputs):
     "make",
     [
         lambda: conv_model((8, 8, 3), 3, quantize=False),
-        lambda: conv_model((8, 8, 64), 1),
+        lambda: conv_model((8, 8, 64), 3),
+        lambda: conv_model((8, 8, 3), 1),
         lambda: convert(lambda x: tf.matmul(x, filters(4, 3)), (4,)),
     ],
-    ids=["float", "many channels", "no convolution"],
+    ids=["float", "many channels", "one pixel", "no convolution"],
 )
 def test_models_without_a_narrow_int8_convolution_are_untouched(make):
     content = make()

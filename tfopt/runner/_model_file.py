@@ -22,7 +22,7 @@ from tfopt.types import Signature, TensorInfo, TfoptError
 _IDENTIFIER = b"TFL3"
 _CALL_ONCE, _ASSIGN_VARIABLE, _CUSTOM, _CONV_2D = 129, 144, 32, 3
 _INT8 = 9
-NARROW_CHANNELS = 32
+_NARROW_CHANNELS = 32
 _STRING, _RESOURCE, _VARIANT = 5, 13, 14
 _DTYPES: Mapping[int, np.dtype] = {
     0: np.dtype(np.float32),
@@ -77,7 +77,7 @@ class ModelFile:
         custom_ops: Names of the operators that are not TFLite builtins.
         state: What keeps a value from one invocation to the next, in words, or
             `None` for a model without state.
-        has_narrow_convolution: Whether an int8 convolution reads few channels.
+        has_narrow_convolution: Whether an int8 convolution `is_narrow`.
         fingerprint: What changes when the file is replaced; empty for bytes.
     """
 
@@ -148,6 +148,19 @@ def read_model_file(source: str | bytes) -> ModelFile:
             f"Not a complete `.tflite` model: {error}. Write or convert it again. "
             f"Received: {name}, {_size(source)} bytes"
         ) from error
+
+
+def is_narrow(weights_shape: tuple[int, ...]) -> bool:
+    """Whether a convolution reads several pixels of few channels.
+
+    Args:
+        weights_shape: [filters, kernel height, kernel width, channels].
+    """
+    return (
+        len(weights_shape) == 4
+        and weights_shape[1:3] != (1, 1)
+        and weights_shape[3] <= _NARROW_CHANNELS
+    )
 
 
 def fingerprint(status: os.stat_result) -> tuple[int, ...]:
@@ -225,8 +238,7 @@ def _has_narrow_convolution(subgraph: _Table, codes: list[int]) -> bool:
     for operator in subgraph.tables(3):
         if _item(codes, operator.number(0, "I")) == _CONV_2D:
             weights = _item(tensors, _item(operator.numbers(1, "i"), 1))
-            channels = weights.numbers(0, "i")[-1:]
-            if weights.number(1, "b") == _INT8 and channels <= (NARROW_CHANNELS,):
+            if weights.number(1, "b") == _INT8 and is_narrow(weights.numbers(0, "i")):
                 return True
     return False
 
@@ -291,7 +303,10 @@ def _infos(items: list[tuple[str, int]], tensors: list[_Table]) -> tuple:
     names = [name for name, _ in items]
     return tuple(
         # Tensor names need not differ; names of inputs and outputs have to.
-        _info(name if names.count(name) == 1 else f"{name}#{position}", tensors[index])
+        _info(
+            name if names.count(name) == 1 else f"{name}#{position}",
+            _item(tensors, index),
+        )
         for position, (name, index) in enumerate(items)
     )
 
