@@ -286,3 +286,21 @@ def test_masks_are_those_of_the_largest_weights(keras):
     (expected,) = masks.compute([start], 0.5)
     assert np.array_equal(prune.masks["first/kernel"], expected)
     assert np.array_equal(kernel.numpy() != 0, expected)
+
+
+def test_quantization_aware_model(keras):
+    from tfopt.methods.quantize_aware import QuantizeAware
+
+    model = samples.dense(keras)
+    methods = [QuantizeAware(), Prune(schedule=RAMP)]
+    for method in methods:
+        model = method.prepare(model)
+    samples.compiled(keras, model)
+    before = samples.watch(keras)
+    samples.fit(model, [before, *methods])
+    assert samples.is_exact(before.seen, model, RAMP)
+    for method in reversed(methods):
+        model = method.finalize(model)
+    # Rounding to eight bits may add zeros, never take one.
+    zeros, expected = samples.zeros(model), samples.expected_zeros(model, 0.8)
+    assert all(zeros[name] >= count for name, count in expected.items())
