@@ -124,16 +124,35 @@ class _ActivationRange:
         self.maximum = _add_state(self, "maximum")
         self.built = True
 
-    def call(self, inputs: Any, training: Any = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: Any = None,
+        follow: bool = True,
+        half_away: bool = False,
+    ) -> Any:
+        """Fake-quantizes a tensor.
+
+        Args:
+            inputs: float32 tensor of any shape.
+            training: Whether the range follows the inputs first.
+            follow: False where the range only holds for the inputs: they share it
+                with the tensor that another call of this layer follows.
+            half_away: Round halves away from code 0, as LiteRT averages; they are
+                common there. Otherwise they go up.
+        """
         low, high = _tensor(self.minimum), _tensor(self.maximum)
         if getattr(_thread, "calibrating", False):
-            self._assign(self._follow(inputs, low, high, "minmax"))
+            if follow:
+                self._assign(self._follow(inputs, low, high, "minmax"))
             return inputs
-        if training and self.trainable:  # type: ignore[attr-defined]
+        if training and follow and self.trainable:  # type: ignore[attr-defined]
             low, high = self._follow(inputs, low, high, self.range_tracking)
             self._assign((low, high))
             # An empty range now means that all inputs are zero; the op keeps them.
             return _fake_quantize(inputs, low, high)
+        if half_away:
+            inputs = _with_halves_away(inputs, low, high)
         return tf.where(high > low, _fake_quantize(inputs, low, high), inputs)
 
     def _follow(self, inputs: Any, low: Any, high: Any, how: str) -> tuple[Any, Any]:
@@ -333,6 +352,13 @@ def fake_quantize_weights(
 
 def _fake_quantize(inputs: Any, low: Any, high: Any) -> Any:
     return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=8)
+
+
+def _with_halves_away(inputs: Any, low: Any, high: Any) -> Any:
+    # A thousandth of a step moves nothing but halves, in averages of few values.
+    step = (high - low) / 255
+    code_zero = low + 128 * step
+    return tf.where(inputs < code_zero, inputs - step / 1000, inputs)
 
 
 def _add_state(layer: Any, name: str) -> Any:

@@ -162,8 +162,9 @@ def flatten(model: Any) -> Graph:
             changed and shares nothing with the graph.
 
     Raises:
-        TfoptError: The model is not built or is a subclassed one, or a layer's
-            configuration cannot be read.
+        TfoptError: The model is not built or is a subclassed one, a layer's
+            configuration cannot be read, or Keras 3 runs on another backend than
+            TensorFlow.
     """
     _keras.check_model(model)
     keras = _keras.module_of(model)
@@ -175,6 +176,11 @@ def flatten(model: Any) -> Graph:
             "Sequential model with an Input or a Functional model: build it as "
             "`keras.Model(inputs, outputs)`. "
             f"Received: model of {type(model).__module__}.{type(model).__name__}"
+        )
+    if keras.__name__ == "keras" and keras.backend.backend() != "tensorflow":
+        raise TfoptError(
+            "Expected Keras 3 to run on TensorFlow (KERAS_BACKEND=tensorflow). "
+            f"Received: the backend {keras.backend.backend()!r}"
         )
     walk = _Walk()
     values: dict[int, Value] = {}

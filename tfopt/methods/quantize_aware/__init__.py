@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import tensorflow as tf
-
-from tfopt import _keras, affine
+from tfopt import _keras
 from tfopt._keras import fake_quantize
 from tfopt._keras.flatten import Graph, flatten, to_model
 from tfopt.methods._base import Method
 from tfopt.methods.quantize_aware import _rewrite
+from tfopt.methods.quantize_aware._calibration import calibrate
 from tfopt.methods.quantize_aware._placement import Plan, make_plan
 from tfopt.types import TfoptError
 
@@ -20,8 +19,6 @@ _log = logging.getLogger(__name__)
 
 # Makes saved models load with Keras's own `load_model` too.
 fake_quantize.classes(_keras.preferred())
-
-_Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
 class QuantizeAware(Method):
@@ -60,9 +57,12 @@ class QuantizeAware(Method):
             parts of them such as `"encoder"`; only what matches is quantized. What
             fuses into a layer follows it. `None`: everything.
         exclude: Globs of the layers that stay float, also in the `.tflite`.
-        representative_dataset: Batches, or a function that returns some, each an
-            array or a structure of arrays as the model takes it, float32
-            [batch, ...]. `prepare` runs them once.
+        representative_dataset: Typical inputs, which `prepare` runs to find ranges: an
+            array of examples [n, ...]; or an iterable, or a function that returns
+            one, of examples or batches, each an array, a tuple in the order of the
+            inputs, or a dictionary by input name.
+        calibration_examples: At most about so many examples are taken from it, so it
+            may be endless.
         strict: Whether a layer that cannot be quantized is an error. Otherwise it
             stays float and is listed in `report` and in a log message.
 
@@ -77,10 +77,10 @@ class QuantizeAware(Method):
         ValueError: An argument is out of range.
 
     Example:
-        >>> methods = [tfopt.QuantizeAware()]                   # doctest: +SKIP
+        >>> methods = [tfopt.QuantizeAware()]
         >>> student = tfopt.prepare(model, methods)
         >>> student.compile("adam", loss)
-        >>> student.fit(images, labels, callbacks=methods)
+        >>> student.fit(images, labels, callbacks=methods, verbose=0)
         >>> student = tfopt.finalize(student, methods)
         >>> data = tfopt.convert(student, quantization="int8")
 
@@ -99,31 +99,11 @@ class QuantizeAware(Method):
         ema_decay: float = 0.99,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
-        representative_dataset: _Batches | None = None,
+        representative_dataset: Any = None,
+        calibration_examples: int = 256,
         strict: bool = False,
     ) -> None:
         super().__init__()
-        try:
-            affine.symmetric_steps(weight_bits)
-        except ValueError as error:
-            raise ValueError(
-                "`weight_bits` must be an integer from 2 to 8. "
-                f"Received: weight_bits={weight_bits!r}"
-            ) from error
-        if activation_bits != 8:
-            raise ValueError(
-                "`activation_bits` must be 8: LiteRT's integer kernels take int8 "
-                f"activations. Received: activation_bits={activation_bits!r}"
-            )
-        if range_tracking not in ("ema", "minmax"):
-            raise ValueError(
-                "`range_tracking` must be 'ema' or 'minmax'. "
-                f"Received: range_tracking={range_tracking!r}"
-            )
-        if not 0 <= ema_decay < 1:
-            raise ValueError(
-                f"`ema_decay` must be in [0, 1). Received: ema_decay={ema_decay!r}"
-            )
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.per_channel = per_channel
@@ -132,8 +112,10 @@ class QuantizeAware(Method):
         self.include = include
         self.exclude = exclude
         self.representative_dataset = representative_dataset
+        self.calibration_examples = calibration_examples
         self.strict = strict
         self.report: list[dict[str, Any]] = []
+        self._check_arguments()
 
     def prepare(self, model: Any) -> Any:
         """Returns a copy of a model that trains with int8 rounding.
@@ -165,7 +147,7 @@ class QuantizeAware(Method):
             exclude=_patterns(self.exclude) or (),
         )
         self.report = [entry.as_dict() for entry in plan.report]
-        self._check(graph, plan)
+        self._check_plan(graph, plan)
         _rewrite.insert_fake_quantization(
             graph,
             plan,
@@ -176,7 +158,11 @@ class QuantizeAware(Method):
         )
         prepared = to_model(graph)
         if self.representative_dataset is not None:
-            _calibrate(prepared, self.representative_dataset)
+            calibrate(
+                prepared,
+                self.representative_dataset,
+                max_examples=self.calibration_examples,
+            )
         return prepared
 
     def finalize(self, model: Any) -> Any:
@@ -216,7 +202,35 @@ class QuantizeAware(Method):
                 f"Received: model={self.model.name!r}"
             )
 
-    def _check(self, graph: Graph, plan: Plan) -> None:
+    def _check_arguments(self) -> None:
+        bits, examples = self.weight_bits, self.calibration_examples
+        checks = {
+            "weight_bits": (
+                isinstance(bits, int) and 2 <= bits <= 8,
+                "an integer from 2 to 8",
+            ),
+            "activation_bits": (
+                self.activation_bits == 8,
+                "8, as LiteRT's integer kernels take int8 activations",
+            ),
+            "range_tracking": (
+                self.range_tracking in ("ema", "minmax"),
+                "'ema' or 'minmax'",
+            ),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+            "calibration_examples": (
+                isinstance(examples, int) and examples >= 1,
+                "an integer of at least 1",
+            ),
+        }
+        for name, (is_good, expected) in checks.items():
+            if not is_good:
+                raise ValueError(
+                    f"`{name}` must be {expected}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+
+    def _check_plan(self, graph: Graph, plan: Plan) -> None:
         left = [entry for entry in plan.report if entry.is_left_over]
         if not any(entry.treatment == "int8" for entry in plan.report):
             raise TfoptError(
@@ -249,16 +263,3 @@ def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if patterns is None:
         return None
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _calibrate(model: Any, batches: _Batches) -> None:
-    count = 0
-    with fake_quantize.calibrating():
-        for batch in batches() if callable(batches) else batches:
-            model(tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
-            count += 1
-    if not count:
-        raise ValueError(
-            "`representative_dataset` must have at least one batch. "
-            f"Received: representative_dataset={batches!r}"
-        )

@@ -9,55 +9,13 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
+from tfopt.methods.quantize_aware._ranges import (
+    Point,
+    Range,
+    share_with_concatenations,
+)
+from tfopt.methods.quantize_aware._report import LayerReport
 from tfopt.methods.quantize_aware._rules import Rule, Unsupported, rule_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """How the range of one tensor is found.
-
-    Attributes:
-        fixed: Minimum and maximum where the int8 kernel fixes them.
-        nonnegative: The tensor comes from a ReLU.
-        keep_peaks: The largest values matter most: outputs of the model and inputs
-            of softmax. A mean of batch maxima would clip them.
-    """
-
-    fixed: tuple[float, float] | None = None
-    nonnegative: bool = False
-    keep_peaks: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer.
-
-    Attributes:
-        name: Name in the prepared model.
-        path: Names from the outermost model inwards.
-        kind: Class name of the layer.
-        treatment: `"int8"`, `"fused"` into the layer before it, `"same_scale"` (it
-            moves quantized values), `"identity"` (gone in inference), or `"float"`.
-        reason: Why a layer stays float, else `""`.
-        is_left_over: Whether it stays float without having been excluded.
-    """
-
-    name: str
-    path: str
-    kind: str
-    treatment: str
-    reason: str = ""
-    is_left_over: bool = False
-
-    def as_dict(self) -> dict[str, str]:
-        """Returns what users see."""
-        shown = dataclasses.asdict(self)
-        del shown["is_left_over"]
-        return shown
-
-    def __str__(self) -> str:
-        suffix = f" ({self.reason})" if self.reason else ""
-        return f"{self.path} [{self.kind}]: {self.treatment}{suffix}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +23,14 @@ class Plan:
     """What to do with a graph.
 
     Attributes:
-        ranges: The tensors to fake-quantize.
+        points: The tensors to fake-quantize.
         barriers: Those of them that layers compute which are to stay float although
             they have quantized inputs; the converter would quantize such layers.
         weighted: The layers whose weights to fake-quantize.
         report: What happens to each layer.
     """
 
-    ranges: dict[Value, Range]
+    points: dict[Value, Point]
     barriers: frozenset[Value]
     weighted: frozenset[LayerSpec]
     report: tuple[LayerReport, ...]
@@ -108,7 +66,8 @@ class _Planner:
         self._rules = rules
         self._consumers = graph.consumers()
         self._outputs = set(tf.nest.flatten(graph.outputs))
-        self._ranges: dict[Value, Range] = {}
+        self._names = {value: spec for spec, value in graph.input_specs}
+        self._points: dict[Value, Point] = {}
         self._fused: set[Call] = set()
 
     def plan(self) -> Plan:
@@ -118,18 +77,31 @@ class _Planner:
                 self._place(call, rule)
         for output in self._outputs:
             self._keep_peaks(self._source(output))
+        for call in self._calls_where("averages"):
+            point = self._points.get(self._source(call.output))
+            if point is not None:
+                self._points[call.output] = Point(
+                    point.range, follows=False, is_average=True
+                )
+        share_with_concatenations(
+            self._points, self._calls_where("one_scale"), self._source
+        )
         return Plan(
-            ranges=self._ranges,
+            points=self._points,
             barriers=frozenset(
-                value for value in self._ranges if self._needs_barrier(value)
+                value for value in self._points if self._needs_barrier(value)
             ),
-            weighted=frozenset(
-                call.layer
-                for call, rule in self._rules.items()
-                if isinstance(rule, Rule) and rule.weighted
-            ),
+            weighted=frozenset(call.layer for call in self._calls_where("weighted")),
             report=tuple(self._report()),
         )
+
+    def _calls_where(self, attribute: str) -> list[Call]:
+        """Returns the calls whose rule has a flag set."""
+        return [
+            call
+            for call, rule in self._rules.items()
+            if isinstance(rule, Rule) and getattr(rule, attribute)
+        ]
 
     def _place(self, call: Call, rule: Rule) -> None:
         if rule.role in ("batch_norm", "relu"):
@@ -150,13 +122,19 @@ class _Planner:
         for value in call.inputs:
             if tf.as_dtype(value.dtype).is_floating:
                 source = self._source(value)
-                self._ranges.setdefault(source, Range())
+                if source not in self._points:
+                    self._points[source] = Point(self._new_range(source))
                 if rule.output_range:
                     self._keep_peaks(source)
         end, nonnegative = self._fuse(call, rule)
-        self._ranges[end] = Range(
-            fixed=rule.output_range, nonnegative=nonnegative or rule.role == "relu"
-        )
+        made = self._new_range(end)
+        made.fixed = rule.output_range
+        made.nonnegative = nonnegative or rule.role == "relu"
+        self._points[end] = Point(made)
+
+    def _new_range(self, value: Value) -> Range:
+        spec = value.producer.layer if value.producer else self._names[value]
+        return Range(spec.name, spec.path)
 
     def _fuse(self, call: Call, rule: Rule) -> tuple[Value, bool]:
         """Returns the last tensor of what runs as one kernel; whether ReLU makes it."""
@@ -184,7 +162,7 @@ class _Planner:
         while value.producer is not None:
             rule = self._rules[value.producer]
             moves = isinstance(rule, Rule) and rule.role in ("same_scale", "identity")
-            if not moves or value in self._ranges:
+            if not moves or value in self._points:
                 break
             value = value.producer.inputs[0]
         return value
@@ -200,16 +178,14 @@ class _Planner:
         """Returns whether a float layer computes from a quantized tensor."""
         sources = [self._source(value) for value in call.inputs]
         return any(
-            value in self._ranges
+            value in self._points
             or (value.producer is not None and self._has_int8_input(value.producer))
             for value in sources
         )
 
     def _keep_peaks(self, value: Value) -> None:
-        if value in self._ranges:
-            self._ranges[value] = dataclasses.replace(
-                self._ranges[value], keep_peaks=True
-            )
+        if value in self._points:
+            self._points[value].range.keep_peaks = True
 
     def _report(self) -> Iterator[LayerReport]:
         calls = {call.layer: call for call in reversed(self._graph.calls)}

@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfopt import affine
 from tfopt._keras import fake_quantize
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
-from tfopt.methods.quantize_aware._placement import Plan, Range
+from tfopt.methods.quantize_aware._placement import Plan
+from tfopt.methods.quantize_aware._ranges import Range
 from tfopt.methods.quantize_aware._rules import activation_name
 from tfopt.types import TfoptError
 
@@ -74,27 +75,28 @@ def insert_fake_quantization(
             "per_channel": per_channel,
         }
 
-    def range_layer(how: Range, name: str, path: str) -> LayerSpec:
+    made: dict[Range, LayerSpec] = {}
+    replacements: dict[Value, Value] = {}
+    calls: list[Call] = []
+
+    def range_layer(how: Range) -> LayerSpec:
         config: dict[str, Any] = {
-            "name": graph.unique_name(f"{name}_range"),
+            "name": graph.unique_name(f"{how.name}_range"),
             "dtype": "float32",
         }
         if how.fixed is not None:
             config |= {"minimum": how.fixed[0], "maximum": how.fixed[1]}
-            return LayerSpec(layers.FixedActivationRange, config, path, weights=[])
+            return LayerSpec(layers.FixedActivationRange, config, how.path, weights=[])
         peaks = how.keep_peaks and range_tracking == "ema"
         config |= {
             "range_tracking": "peak" if peaks else range_tracking,
             "ema_decay": ema_decay,
             "nonnegative": how.nonnegative,
         }
-        return LayerSpec(layers.ActivationRange, config, path)
+        return LayerSpec(layers.ActivationRange, config, how.path)
 
-    replacements: dict[Value, Value] = {}
-    calls: list[Call] = []
-
-    def append(spec: LayerSpec, value: Value) -> Value:
-        call = Call(spec, (value,), {}, [])
+    def append(spec: LayerSpec, value: Value, **kwargs: Any) -> Value:
+        call = Call(spec, (value,), kwargs, [])
         call.outputs = [Value(value.shape, value.dtype, producer=call)]
         calls.append(call)
         graph.calls.append(call)  # so that its name is taken
@@ -105,12 +107,17 @@ def insert_fake_quantization(
         if value in plan.barriers:
             config = {"name": graph.unique_name(f"{name}_float"), "dtype": "float32"}
             kept = append(LayerSpec(layers.KeepFloat, config, path, weights=[]), value)
-        spec = range_layer(plan.ranges[value], name, path)
-        replacements[value] = append(spec, kept)
+        point = plan.points[value]
+        if point.range not in made:
+            made[point.range] = range_layer(point.range)
+        options = {} if point.follows else {"follow": False}
+        if point.is_average:
+            options["half_away"] = True
+        replacements[value] = append(made[point.range], kept, **options)
 
     originals, graph.calls = graph.calls, list(graph.calls)
     for spec, value in graph.input_specs:
-        if value in plan.ranges:
+        if value in plan.points:
             quantize(value, spec.name, spec.path)
     for call in originals:
         call.args, call.kwargs = call.map_arguments(
@@ -118,7 +125,7 @@ def insert_fake_quantization(
         )
         calls.append(call)
         for value in call.outputs:
-            if value in plan.ranges:
+            if value in plan.points:
                 quantize(value, call.layer.name, call.layer.path)
     graph.calls = calls
     graph.outputs = tf.nest.map_structure(
@@ -149,6 +156,9 @@ def bake(graph: Graph) -> None:
             "calibrated after `prepare`: fit it, or give `QuantizeAware` a "
             f"`representative_dataset`. Received: model={graph.name!r}"
         )
+    for call in graph.calls:
+        if call.layer in ranges:
+            call.kwargs = {}
     for spec in graph.layers():
         if spec in ranges:
             spec.cls = layers.FixedActivationRange

@@ -27,12 +27,16 @@ class Rule:
         weighted: The layer has a kernel to quantize.
         fuses: Roles of the layers that its kernel can absorb, in this order.
         output_range: Range of the output where the kernel fixes it.
+        one_scale: Inputs and output have one range.
+        averages: The output has the range of the input, but is rounded anew.
     """
 
     role: Literal["compute", "same_scale", "identity", "batch_norm", "relu"]
     weighted: bool = False
     fuses: tuple[str, ...] = ()
     output_range: tuple[float, float] | None = None
+    one_scale: bool = False
+    averages: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +137,9 @@ _RULES: Mapping[str, _Row] = {
     "Activation": _activation,
     "ActivityRegularization": _IDENTITY,
     "Add": Rule("compute", fuses=("relu",)),
-    "AveragePooling2D": _SAME_SCALE,
+    "AveragePooling2D": Rule("same_scale", averages=True),
     "BatchNormalization": _batch_norm,
-    "Concatenate": _COMPUTE,
+    "Concatenate": Rule("compute", one_scale=True),
     "Dropout": _IDENTITY,
     "Flatten": _SAME_SCALE,
     "GlobalAveragePooling2D": _COMPUTE,
