@@ -240,15 +240,17 @@ def test_automatic_choices(monkeypatch):
     cache = _tuning.cache_bytes()
     assert cache >= 1 << 16
     for row_bytes in (0, 1, cache // 200, cache // 20, cache, 10 * cache):
-        expected = min(max(cache // max(row_bytes, 1), 8), 128)
+        expected = min(max(cache // max(2 * row_bytes, 1), 8), 128)
         assert _tuning.auto_batch_rows(row_bytes) == expected
     for cores in (1, 2, 64):
         monkeypatch.setattr(_tuning, "available_cores", lambda cores=cores: cores)
-        for count in (1, 7, 8, 40, 1000):
-            size = _tuning.auto_piece_rows(count, cache // 32)
+        for count in (1, 7, 8, 16, 40, 100, 1000):
+            size = _tuning.auto_piece_rows(count, cache // 64)
             assert 1 <= size <= min(count, 32)
-            # A piece for each core, unless pieces would get smaller than 8 rows.
-            assert -(-count // size) >= min(cores, max(count // 8, 1)) // 2
+            # A piece for each core, where 8 rows are left for it.
+            assert -(-count // size) >= min(cores, count // 8) / 2
+        # Tiny rows are not worth a thread.
+        assert _tuning.auto_piece_rows(100, 4) == 100
 
 
 # Integers

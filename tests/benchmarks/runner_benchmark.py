@@ -17,6 +17,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tfopt.benchmark import interleave
+from tfopt.conversion import convert
 from tfopt.runner import Runner
 
 MNIST = pathlib.Path(__file__).parents[2] / "testdata" / "mnist.npz"
@@ -32,7 +33,7 @@ def main():
     batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     model = build_model()
     content = convert(model)
-    quantized = convert(model, calibration=images[:100])
+    quantized = convert(model, quantization="int8", representative_dataset=images[:100])
     with (
         Runner(content) as auto,
         Runner(content, batch_size=BATCH) as by_32,
@@ -50,7 +51,7 @@ def main():
                     "plain loop, batch 32": plain_loop(content, batches),
                     "Runner.run, 1 worker, batch 32": lambda: one_worker.run(images),
                     "Runner.run, batch 32": lambda: by_32.run(images),
-                    "Runner.map, batches of 32": lambda: list(auto.map(batches)),
+                    "Runner.map, batches of 32": lambda: list(by_32.map(batches)),
                     f"Runner.run, auto ({auto.batch_size})": lambda: auto.run(images),
                     "int8: plain loop, batch 32": plain_loop(quantized, batches),
                     "int8: Runner.map, batches of 32": lambda: list(int8.map(batches)),
@@ -90,25 +91,6 @@ def build_model():
             layers.Dense(10),
         ]
     )
-
-
-def convert(model, *, calibration=None):
-    # Freezing first keeps converters from touching Keras, of either version.
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    function = tf.function(lambda image: model(image, training=False))
-    concrete = function.get_concrete_function(
-        tf.TensorSpec([None, 28, 28], tf.float32, name="image")
-    )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [convert_variables_to_constants_v2(concrete)]
-    )
-    if calibration is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([x[None]] for x in calibration)
-    return converter.convert()
 
 
 def plain_loop(content, batches):

@@ -71,8 +71,8 @@ class Runner:
             copy of the weights. "auto": the available cores / `num_threads`.
         num_threads: Threads inside of each interpreter. "auto": 1, which gives the
             most rows per second; more helps single requests to large models only.
-        batch_size: Rows of one invocation. "auto": as many as keep the largest
-            activation inside the L2 cache, within 8 and 128. None: never cut.
+        batch_size: Rows of one invocation. "auto": as many as keep the activations
+            inside the L2 cache, within 8 and 128. None: never cut.
         signature_key: Which signature to run. None: "serving_default", or the only
             one.
         quantized_io: How quantized integer tensors are handed over. "auto": floats in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -114,11 +115,12 @@ def piece_rows(
     if isinstance(batch, int):
         return batch
     rows = arrays[layout.is_batched.index(True)].shape[0]
-    # Axes that the file leaves open count as 1 there: scale up to the real ones.
-    written = sum(_elements(shape[1:]) for shape in entry.input_shapes)
-    given = sum(_elements(array.shape[1:]) for array in arrays)
-    growth = max(1, given // max(written, 1))
-    return auto_piece_rows(rows, entry.activation_bytes * growth)
+    row_bytes = entry.activation_bytes
+    if has_open_axes(entry):  # they count as 1 in the file: scale up to the real ones
+        written = sum(math.prod(shape[1:]) for shape in entry.input_shapes)
+        given = sum(math.prod(array.shape[1:]) for array in arrays)
+        row_bytes *= max(1, given // max(written, 1))
+    return auto_piece_rows(rows, row_bytes)
 
 
 class _Trial:
@@ -241,7 +243,3 @@ def _not_per_row(output: str) -> str:
 
 def _free_axes(entry: Entry) -> tuple[bool, ...]:
     return tuple((info.shape or (0,))[0] is None for info in entry.signature.inputs)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
