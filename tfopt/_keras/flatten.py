@@ -283,7 +283,8 @@ class _Walk:
             isinstance(value, Value) and _rank(value) == _rank(_value_of(tensor))
             for value, tensor in zip(given, network.inputs, strict=False)
         )
-        if not matching or len(args) > 1 or any(x is not None for x in kwargs.values()):
+        others = [*args[1:], *tf.nest.flatten(list(kwargs.values()))]
+        if not matching or any(other is not None for other in others):
             raise TfoptError(
                 f"Cannot inline the nested model {model.name!r}: it is called with "
                 "other arguments than tensors of the ranks that it declares (and "
