@@ -135,6 +135,15 @@ def test_an_input_without_rows_goes_to_every_batch():
     for limit in (0.25, np.float32(0.25), np.array(0.25, np.float32)):
         result = run(samples.above(), {"x": x, "limit": limit}, batch_size=8)
         assert np.array_equal(result, x > 0.25)
+    assert np.array_equal(run(samples.above(), [x, 1]), x > 1)
+    for limit in (True, np.float64(0.25), "1"):
+        with pytest.raises(ValueError, match=r"'limit' has the wrong dtype"):
+            run(samples.above(), [x, limit])
+
+
+def test_numbers_are_not_rounded():
+    with pytest.raises(ValueError, match=r"'index' has the wrong dtype.*float64"):
+        run(samples.look_up(), 1.5)
 
 
 def test_a_table_goes_to_every_batch():

@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -120,6 +121,8 @@ def test_a_failing_batch_is_named(runner):
             runner.run(index)
         assert caught.value.batch == 8
         assert caught.value.rows == (64, 72)
+        copy = pickle.loads(pickle.dumps(caught.value))  # as from another process
+        assert (str(copy), copy.rows) == (str(caught.value), (64, 72))
         assert isinstance(caught.value.__cause__, RuntimeError)
         assert "\n" not in str(caught.value)
         assert str(caught.value).count("GATHER") == 1
@@ -265,7 +268,7 @@ def test_close_cancels():
 
 def test_close_ends_a_run_of_another_thread():
     runner = Runner(samples.dense(), num_workers=2, batch_size=1)
-    x = rows(2_000_000)
+    x = np.broadcast_to(np.float32(1), (2_000_000, 8))
     begun = threading.Event()
 
     def call():
@@ -317,6 +320,25 @@ def test_an_unclosed_runner_does_not_keep_the_process(tmp_path):
         """,
     )
     assert (done.returncode, done.stdout) == (0, "(1000, 4)\n"), done.stderr
+
+
+def test_an_interrupt_ends_a_run(tmp_path):
+    done = child(
+        tmp_path,
+        """
+        import os, signal, threading
+        many = np.broadcast_to(np.float32(1), (20_000_000, 8))
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        try:
+            runner.run(many)
+        except KeyboardInterrupt:
+            print("interrupted")
+        print(runner.run(x).shape)
+        runner.close()
+        """,
+    )
+    expected = "interrupted\n(1000, 4)\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

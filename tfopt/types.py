@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,10 @@ class RunError(TfoptError):
         super().__init__(message)
         self.batch = batch
         self.rows = rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default only the message comes along to another process.
+        return functools.partial(RunError, batch=self.batch, rows=self.rows), self.args
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,9 @@ import numpy as np
 
 from tfopt.types import Signature, TensorInfo
 
+# Kinds of types that a Python number may become without loss of meaning.
+_NUMBERS: Mapping[type, str] = {bool: "b", int: "iufc", float: "fc"}
+
 
 def arrange(signature: Signature, inputs: Any) -> list[Any]:
     """Brings the inputs of one call into the order of the signature.
@@ -67,9 +70,9 @@ def check(info: TensorInfo, value: Any, *, floats: bool) -> np.ndarray:
     Raises:
         ValueError: Type, rank or size do not fit.
     """
-    if isinstance(value, (bool, int, float)):
-        value = np.asarray(value, info.dtype)
     array = np.asarray(value)
+    if type(value) in _NUMBERS and info.dtype.kind in _NUMBERS[type(value)]:
+        array = array.astype(info.dtype)
     if array.dtype != info.dtype:
         if info.dtype == np.dtype(object) and array.dtype.kind in "SU":
             array = array.astype(object)
@@ -119,8 +122,9 @@ def check_rows(
 
 
 def can_quantize(info: TensorInfo) -> bool:
-    """Whether the tensor is an integer one with a single scale."""
-    return info.dtype.kind in "iu" and len(info.scale) == 1
+    """Whether the tensor is an integer one, of 8 or 16 bits, with a single scale."""
+    is_small = info.dtype.kind in "iu" and info.dtype.itemsize <= 2
+    return is_small and len(info.scale) == 1
 
 
 def quantize(values: np.ndarray, info: TensorInfo) -> np.ndarray:
