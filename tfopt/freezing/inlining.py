@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.grappler import tf_optimizer
 
-from tfopt.freezing.flow import attr, producer
+from tfopt.freezing import rewrite
+from tfopt.freezing.flow import attr, functions_of, producer
 from tfopt.freezing.rewrite import Constant, Rewritten, shape_proto
 from tfopt.freezing.sources import Source
 from tfopt.freezing.state import State
@@ -54,6 +55,8 @@ def inline(source: Source, graph: Rewritten, first: State) -> Rewritten:
     options.min_graph_nodes = -1
     options.fail_on_optimizer_errors = True
     options.optimizers.append("function")
+    # The newer pass renames functions and nodes after every call on the way.
+    options.disable_tfg_optimizer = True
     try:
         optimized = tf_optimizer.OptimizeGraph(config, model)
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
@@ -110,7 +113,23 @@ def _restore(graph: Any, constants: dict[str, Constant]) -> Rewritten:
             node.op = "Const"
             node.attr.pop("shape", None)
             found.append(constant)
-    return Rewritten(list(graph.node), list(graph.library.function), found)
+    for nodes in _bodies(graph):
+        rewrite.drop_dangling_colocation(nodes)
+    return Rewritten(list(graph.node), _used_functions(graph), found)
+
+
+def _used_functions(graph: Any) -> list[Any]:
+    """Returns the functions that are still called."""
+    library = {f.signature.name: f for f in graph.library.function}
+    used: set[str] = set()
+    pending = [graph.node]
+    while pending:
+        for node in pending.pop():
+            called = [f.name for v in node.attr.values() for f in functions_of(v)]
+            for name in {node.op, *called} & set(library) - used:
+                used.add(name)
+                pending.append(library[name].node_def)
+    return [function for name, function in library.items() if name in used]
 
 
 def _bodies(graph: Any) -> list[Any]:

@@ -86,7 +86,7 @@ def live_assets(source: Source, graph: Rewritten) -> list[Any]:
     names = {node.name for node in graph.nodes}
     return [
         asset
-        for asset in source.meta_graph.asset_file_def
+        for asset in source.assets
         if producer(asset.tensor_info.name) in names
     ]
 

@@ -363,7 +363,7 @@ def _check_matches(
 
 
 def _refuse_state(kept: Iterable[Kept]) -> None:
-    written = [entry for entry in kept if entry.uses]
+    written = [entry for entry in kept if entry.reason == "written"]
     if written:
         listed = "; ".join(
             f"{entry.name} by {entry.uses[0].op} ({entry.uses[0].node})"

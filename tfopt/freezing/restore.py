@@ -72,7 +72,10 @@ def handles(body: Body, node: Any, inputs: Sequence[Atoms]) -> list[Atoms] | Non
         return [frozenset([Variable(identity(node), False)])]
     if node.op in REF_VARIABLES:
         return [frozenset([Variable(identity(node), True)])]
-    if not body.is_function and not inputs and node.op not in ("Const", "Placeholder"):
+    if body.is_function or node.op in ("Const", "Placeholder"):
+        return None
+    # A handle is made from nothing; of tables, some from their reserved keys.
+    if not inputs or "HashTable" in node.op:
         return [frozenset([Resource(node.name)])]
     return None
 
@@ -169,10 +172,17 @@ def _record(
         for atom in (inputs[0] if inputs else NOTHING)
         if isinstance(atom, (Variable, Resource))
     ]
-    if len(targets) != 1 or node.op in flows.PASS_THROUGH or flow.call(node):
+    if node.op in flows.PASS_THROUGH or flow.call(node):
+        return
+    saved = [_saved(atoms) for atoms in inputs[1:]]
+    if not targets and node.op.startswith("LookupTableImport"):
+        raise ConversionError(
+            "The model restores a table that is made in an unknown way. Expected a "
+            f"table of the graph itself. Received: node={node.name!r}"
+        )
+    if len(targets) != 1:
         return
     target = targets[0]
-    saved = [_saved(atoms) for atoms in inputs[1:]]
     if node.op in ("Assign", "AssignVariableOp") and saved[0] is not None:
         if result.variables.setdefault(target, saved[0]) != saved[0]:
             raise ConversionError(

@@ -103,6 +103,23 @@ def shape_proto(shape: Sequence[int] | None) -> Any:
     return proto
 
 
+def drop_dangling_colocation(nodes: Sequence[Any]) -> None:
+    """Drops the wish of nodes to be on the device of a node that isn't there."""
+    names = {node.name for node in nodes}
+    for node in nodes:
+        places = attr(node, _COLOCATION).list.s
+        kept = [
+            place
+            for place in places
+            if not place.startswith(_COLOCATION_PREFIX)
+            or place.removeprefix(_COLOCATION_PREFIX).decode() in names
+        ]
+        if kept:
+            node.attr[_COLOCATION].list.s[:] = kept
+        else:
+            node.attr.pop(_COLOCATION, None)
+
+
 class _Rewriter:
     def __init__(self, flow: Flow, frozen: Mapping[str, Value], clear_devices: bool):
         self._flow = flow
@@ -184,6 +201,7 @@ class _Rewriter:
         if call.output_types not in call.input_types:
             _set_types(copy, (call.output_types,), found)
         _set_shapes(copy, "output_shapes", found)
+        _set_shapes(copy, "_output_shapes", found)
         reads = "_read_only_resource_inputs"
         if reads in copy.attr:
             positions = [
@@ -233,25 +251,13 @@ class _Rewriter:
         return new_name
 
     def _clean(self, nodes: Sequence[Any]) -> None:
-        """Drops devices, and colocation with nodes that are gone."""
-        names = {node.name for node in nodes}
+        """Drops devices, gradients, and colocation with nodes that are gone."""
         for node in nodes:
             if self._clear_devices:
                 node.device = ""
             for name in _DROPPED_NODE_ATTRS:
-                if name in node.attr:
-                    del node.attr[name]
-            if _COLOCATION in node.attr:
-                places = [
-                    place
-                    for place in node.attr[_COLOCATION].list.s
-                    if not place.startswith(_COLOCATION_PREFIX)
-                    or place.removeprefix(_COLOCATION_PREFIX).decode() in names
-                ]
-                if places:
-                    node.attr[_COLOCATION].list.s[:] = places
-                else:
-                    del node.attr[_COLOCATION]
+                node.attr.pop(name, None)
+        drop_dangling_colocation(nodes)
 
 
 class _Edit:

@@ -17,6 +17,7 @@ from tfopt.savedmodel.bundle import BundleReader
 from tfopt.types import ConversionError, TfoptError
 
 SERVING_DEFAULT = "serving_default"
+_ASSETS = "saved_model_assets"
 _GRAPH_SUFFIXES = (".pb", ".pbtxt", ".meta")
 
 
@@ -55,6 +56,18 @@ class Source:
         """The definitions that the model carries for its operations, by name."""
         operations = self.meta_graph.meta_info_def.stripped_op_list.op
         return {definition.name: definition for definition in operations}
+
+    @property
+    def assets(self) -> list[Any]:
+        """The AssetFileDefs: which tensor is the path of which file."""
+        if self.meta_graph.asset_file_def:
+            return list(self.meta_graph.asset_file_def)
+        # TF1 has them in a collection.
+        if _ASSETS not in self.meta_graph.collection_def:
+            return []
+        asset_file_def = protos.message_class("AssetFileDef")
+        packed = self.meta_graph.collection_def[_ASSETS].any_list.value
+        return [asset_file_def.FromString(item.value) for item in packed]
 
     @property
     def entry_nodes(self) -> list[str]:

@@ -189,11 +189,19 @@ class _Builder:
 
     def import_table(self, name: str, table: str, keys: Value, values: Value) -> str:
         """Adds the filling of a mutable table; returns the name of the node."""
-        inputs = [
-            table,
-            self.constant(f"{name}/keys", keys),
-            self.constant(f"{name}/values", values),
-        ]
+        inputs = [table]
+        for part, value in (("keys", keys), ("values", values)):
+            content = self.constant(f"{name}/{part}", value)
+            # A dense table saves scalar keys as [n, 1]. Its kernel takes them back, but
+            # shape inference would not, if it saw that.
+            unshaped = self.add(
+                f"{content}/any_shape",
+                "PlaceholderWithDefault",
+                [content],
+                dtype=value.dtype,
+            )
+            unshaped.attr["shape"].shape.unknown_rank = True
+            inputs.append(unshaped.name)
         return self.add(
             name, "LookupTableImportV2", inputs, Tin=keys.dtype, Tout=values.dtype
         ).name
