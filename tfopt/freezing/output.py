@@ -85,9 +85,7 @@ def live_assets(source: Source, graph: Rewritten) -> list[Any]:
     """Returns the AssetFileDefs whose tensor is in the graph."""
     names = {node.name for node in graph.nodes}
     return [
-        asset
-        for asset in source.assets
-        if producer(asset.tensor_info.name) in names
+        asset for asset in source.assets if producer(asset.tensor_info.name) in names
     ]
 
 
