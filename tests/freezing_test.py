@@ -44,7 +44,10 @@ NAMES = names()
 def zoo(tmp_path_factory):
     """A folder with all models, made by two processes: one for each Keras."""
     folder = tmp_path_factory.mktemp("zoo")
-    for legacy, parts in (("0", ["modules", "graphs", "networks"]), ("1", ["networks"])):
+    for legacy, parts in (
+        ("0", ["modules", "graphs", "networks"]),
+        ("1", ["networks"]),
+    ):
         done = subprocess.run(
             [sys.executable, str(ZOO), str(folder), *parts],
             env={**os.environ, "TF_USE_LEGACY_KERAS": legacy},

@@ -24,8 +24,10 @@ def model(kept=(), resources=True, control_flow_v2=False):
     def register(build):
         @functools.wraps(build)
         def save(path):
-            switch = v1.enable_control_flow_v2 if control_flow_v2 else (
-                v1.disable_control_flow_v2
+            switch = (
+                v1.enable_control_flow_v2
+                if control_flow_v2
+                else (v1.disable_control_flow_v2)
             )
             switch()
             with tf.Graph().as_default() as graph, v1.Session(graph=graph) as session:

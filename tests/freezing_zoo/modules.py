@@ -267,7 +267,9 @@ def one_function_two_variables(module):
 @model()
 def static_table(module):
     module.table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer([b"a", b"b"], tf.constant([1, 2], tf.int64)),
+        tf.lookup.KeyValueTensorInitializer(
+            [b"a", b"b"], tf.constant([1, 2], tf.int64)
+        ),
         default_value=-1,
     )
     module.w = weights(4)
