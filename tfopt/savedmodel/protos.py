@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.machinery
 import importlib.util
 import pathlib
 from typing import Any
@@ -127,8 +128,10 @@ def _schema(proto: str) -> bytes:
 @functools.cache
 def _package_root(package: str) -> pathlib.Path:
     """Returns the directory that holds the package's top-level folder."""
-    # Finding a top-level package does not execute it; google.protobuf is loaded.
+    # Finding a top-level package does not execute it; google.protobuf is loaded. The
+    # second way finds it also where importing it is blocked, as in tests.
     spec = importlib.util.find_spec(package)
+    spec = spec or importlib.machinery.PathFinder.find_spec(package)
     if spec is None or spec.origin is None:
         raise TfoptError(
             f"{package} is not installed. Expected an installation whose message "
