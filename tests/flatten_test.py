@@ -49,6 +49,8 @@ def test_sequential(keras):
     flat = rebuilt(model)
     assert_same(model, flat, *inputs((4,)))
     assert [layer.name for layer in flat.layers[1:]] == [x.name for x in model.layers]
+    names = [getattr(v, "path", v.name) for v in flat.get_layer("a").variables]
+    assert [name.split(":")[0] for name in names] == ["a/kernel", "a/bias"]
 
 
 def test_sequential_that_was_built_by_calling_it(keras):

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfopt import _keras, affine, tflite_file
 from tfopt._keras import fake_quantize
+from tfopt.conversion import convert
+from tfopt.methods.prune import Prune
 from tfopt.methods.quantize_aware import QuantizeAware
 from tfopt.types import TfoptError
 
@@ -44,7 +46,7 @@ def trained(request, digits):
 def test_int8_file_agrees_with_the_fake_quantized_model(trained, digits):
     name, _, prepared, method = trained
     images, labels = digits
-    content = samples.to_tflite(method.finalize(prepared))
+    content = convert(method.finalize(prepared), quantization="int8")
     assert tflite_file.float_operators(tflite_file.read(content)) == []
     agreement = samples.agreement(content, prepared, images)
     assert agreement.is_good, agreement
@@ -200,8 +202,6 @@ def test_depthwise_and_batch_norm_keep_zeros_and_few_codes(keras, digits):
 
 
 def test_pruned_weights_stay_zero_in_training(keras, digits):
-    from tfopt.methods.prune import Prune
-
     model = samples.quickstart(keras)
     images, labels = digits[0][:400], digits[1][:400]
     methods = [QuantizeAware(), Prune(final_sparsity=0.7, begin_step=2, end_step=6)]
@@ -436,8 +436,6 @@ def test_unknown_layers_stay_float_and_are_listed(keras, caplog):
 
 
 def convert_with_fallback(model):
-    from tfopt.conversion import convert
-
     return convert(model, quantization="int8", allow_float_fallback=True, verify=False)
 
 

@@ -48,7 +48,6 @@ class LayerSpec:
         path: Names from the outermost model inwards, `"block/conv"`.
         weights: Values in the layer's own order; `None` for an operation.
         weight_names: Last name component of each, `"kernel"`.
-        build_config: What `build_from_config` takes, where a layer has weights.
     """
 
     cls: Any
@@ -56,7 +55,6 @@ class LayerSpec:
     path: str
     weights: list[np.ndarray] | None = None
     weight_names: list[str] = dataclasses.field(default_factory=list)
-    build_config: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -225,7 +223,7 @@ def to_model(graph: Graph) -> Any:
         tensors.update(zip(call.outputs, outputs, strict=True))
     for spec, layer in made.items():
         if spec.weights is not None:
-            layer.set_weights(spec.weights)
+            _set_weights(layer, spec)
     model = _model_constructor(graph)(
         tf.nest.map_structure(tensors.__getitem__, graph.inputs),
         tf.nest.map_structure(tensors.__getitem__, graph.outputs),
@@ -400,8 +398,6 @@ def _layer_spec(layer: Any, path: str) -> LayerSpec:
     if hasattr(layer, "get_weights"):
         spec.weights = layer.get_weights()
         spec.weight_names = [_last_name(variable) for variable in layer.weights]
-        if spec.weights:
-            spec.build_config = layer.get_build_config()
     return spec
 
 
@@ -411,16 +407,22 @@ def _last_name(variable: Any) -> str:
 
 def _make_layer(spec: LayerSpec) -> Any:
     try:
-        layer = spec.cls.from_config(spec.config)
-        if spec.build_config:
-            layer.build_from_config(spec.build_config)
+        return spec.cls.from_config(spec.config)
     except Exception as error:
         raise TfoptError(
-            f"Cannot copy the layer {spec.path!r}: `from_config` and "
-            "`build_from_config` must make it from what `get_config` and "
-            f"`get_build_config` gave. Received: {spec.cls.__name__} ({error})"
+            f"Cannot copy the layer {spec.path!r}: `from_config` must make it from "
+            f"what `get_config` gave. Received: {spec.cls.__name__} ({error})"
         ) from error
-    return layer
+
+
+def _set_weights(layer: Any, spec: LayerSpec) -> None:
+    try:
+        layer.set_weights(spec.weights)
+    except ValueError as error:
+        raise TfoptError(
+            f"Cannot copy the layer {spec.path!r}: made from its configuration and "
+            f"called, it has other weights. Received: {spec.cls.__name__} ({error})"
+        ) from error
 
 
 def _make_names_unique(

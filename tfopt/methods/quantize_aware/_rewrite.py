@@ -169,7 +169,7 @@ def bake(graph: Graph) -> None:
                 "minimum": low,
                 "maximum": high,
             }
-            spec.weights, spec.build_config = [], None
+            spec.weights = []
         elif spec.cls in weighted:
             _bake_weights(spec)
         if "dtype" in spec.config:
