@@ -254,12 +254,15 @@ def test_automatic_choices(monkeypatch):
     for cores in (1, 2, 64):
         monkeypatch.setattr(_tuning, "available_cores", lambda cores=cores: cores)
         for count in (1, 7, 8, 16, 40, 100, 1000):
+            # 32 rows fill half of the cache: pieces are as even as can be.
             size = _tuning.auto_piece_rows(count, cache // 64)
-            assert 1 <= size <= min(count, 32)
-            # A piece for each core, where 8 rows are left for it.
-            assert -(-count // size) >= min(cores, count // 8) / 2
-        # Tiny rows are not worth a thread.
-        assert _tuning.auto_piece_rows(100, 4) == 100
+            assert size == -(-count // -(-count // 32))
+            # A single row does: a piece for each core, of two rows at least.
+            size = _tuning.auto_piece_rows(count, cache)
+            pieces = -(-count // size)
+            assert size <= 8
+            assert size >= 2 or count == 1
+            assert pieces >= min(cores, count // 2) / 2
 
 
 # Integers

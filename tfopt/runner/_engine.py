@@ -35,12 +35,14 @@ class Engine:
         self._raw = self._interpreter._interpreter
         self._entry = entry
         self._shapes = list(entry.input_shapes)
-        self._is_allocated = False
+        self._allocated: list[tuple[int, ...]] | None = None
         self.last_thread = 0
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Invokes the model once; returns its outputs as new arrays."""
-        self._resize([array.shape for array in arrays])
+        shapes = [array.shape for array in arrays]
+        if shapes != self._allocated:
+            self._allocate(shapes)
         raw, subgraph = self._raw, self._entry.subgraph
         for index, array in zip(self._entry.input_indices, arrays, strict=True):
             raw.SetTensor(index, array, subgraph)
@@ -49,16 +51,15 @@ class Engine:
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Returns the output shapes for input shapes, as known before a run."""
-        self._resize(shapes)
+        if list(shapes) != self._allocated:
+            self._allocate(shapes)
         raw, subgraph = self._raw, self._entry.subgraph
         return [
             tuple(map(int, raw.TensorSize(index, subgraph)))
             for index in self._entry.output_indices
         ]
 
-    def _resize(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        if self._is_allocated and shapes == self._shapes:
-            return
+    def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:
         infos = self._entry.signature.inputs
         for position, index in enumerate(self._entry.input_indices):
             shape = tuple(shapes[position])
@@ -67,8 +68,7 @@ class Engine:
                 strict = infos[position].shape is not None  # else the rank may change
                 self._raw.ResizeInputTensor(index, size, strict, self._entry.subgraph)
         self._raw.AllocateTensors(self._entry.subgraph)
-        self._shapes = list(shapes)
-        self._is_allocated = True
+        self._shapes = self._allocated = list(shapes)
 
 
 def open_engine(

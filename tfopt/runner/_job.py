@@ -98,15 +98,26 @@ class Job:
     def claim(self) -> int | None:
         """Returns the next piece to work on; None when there is none left."""
         with self._lock:
-            if not self.has_unclaimed_pieces:
+            if self._is_stopped or self._next == self.num_pieces:
                 return None
-            if self._begin():
+            if self._next or self._begin():
                 self._next += 1
                 self._running += 1
                 return self._next - 1
             self._is_stopped = True
         self._end_if_over()
         return None
+
+    def claim_next(self) -> int | None:
+        """Returns the next piece, for a thread that has just computed one.
+
+        With None the piece before it counts as running until `end_piece`.
+        """
+        with self._lock:
+            if self._is_stopped or self._next == self.num_pieces:
+                return None
+            self._next += 1
+            return self._next - 1
 
     def work_on(self, piece: int, engine: Engine) -> bool:
         """Computes a claimed piece; a failure becomes the job's.
@@ -151,22 +162,26 @@ class Job:
         if self.num_pieces == 1:
             self._outputs = list(results)
             return
-        with self._lock:
-            if self._outputs is None:
-                self._outputs = [
-                    np.empty((self._rows, *result.shape[1:]), result.dtype)
-                    for result in results
-                ]
-            outputs = self._outputs
+        outputs = self._outputs or self._allocate(results)
         for output, result in zip(outputs, results, strict=True):
-            if result.shape != (stop - start, *output.shape[1:]):
+            target = output[start:stop]
+            if target.shape != result.shape:
                 raise TfoptError(
                     "the output shapes of different batches do not make one array; "
                     "hand smaller batches to `map`, or use `batch_size=None` to run "
                     f"all rows in one invocation. Received: shape={result.shape} "
                     f"for {stop - start} rows"
                 )
-            output[start:stop] = result
+            target[...] = result
+
+    def _allocate(self, results: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with self._lock:
+            if self._outputs is None:  # else another thread was faster
+                self._outputs = [
+                    np.empty((self._rows, *result.shape[1:]), result.dtype)
+                    for result in results
+                ]
+            return self._outputs
 
     def _describe(
         self, error: Exception, piece: int, start: int, stop: int

@@ -143,19 +143,16 @@ class Pool:
         """Works on a job until it has no pieces left or the engine is wanted."""
         usable: Engine | None = engine
         piece = job.claim()
+        is_working = piece is not None
         try:
             while piece is not None:
                 usable = None
                 if job.work_on(piece, engine):
                     usable = engine
-                following = None if is_wanted() else job.claim()
-                if following is None:
-                    break
-                job.end_piece()
-                piece = following
+                piece = None if is_wanted() else job.claim_next()
         finally:
             self._engines.give(usable)
-            if piece is not None:
+            if is_working:
                 job.end_piece()
 
     def _has_other_work(self) -> bool:

@@ -38,18 +38,19 @@ class Request:
     ):
         self._entry = entry
         self._layout = layout
-        self._arrays = arrays
+        self._batched_arrays = list(zip(arrays, layout.is_batched, strict=True))
         self.rows = _inputs.check_rows(entry.signature, arrays, layout.is_batched)
         self.piece_rows = 0
         if self.rows:
             self.piece_rows = piece_rows(layout, entry, arrays, batch)
         # `_inputs.check` lets other types pass only where they can be quantized.
-        self._is_quantized = [
-            info.dtype.kind != "O" and array.dtype != info.dtype
-            for info, array in zip(entry.signature.inputs, arrays, strict=True)
+        self._quantized = [
+            index
+            for index, info in enumerate(entry.signature.inputs)
+            if info.dtype.kind != "O" and arrays[index].dtype != info.dtype
         ]
         self._wants_floats = quantized_io == "float" or (
-            quantized_io == "auto" and any(self._is_quantized)
+            quantized_io == "auto" and bool(self._quantized)
         )
 
     def compute(self, engine: Engine, start: int, stop: int) -> list[np.ndarray]:
@@ -73,21 +74,21 @@ class Request:
         return {info.name: output for info, output in zip(infos, outputs, strict=True)}
 
     def _invoke(self, engine: Engine, start: int, stop: int) -> list[np.ndarray]:
+        pieces = [
+            array[start:stop] if is_batched else array
+            for array, is_batched in self._batched_arrays
+        ]
         missing = self._layout.rows - (stop - start) if self._layout.rows else 0
-        pieces = []
-        for info, array, batched, quantized in zip(
-            self._entry.signature.inputs,
-            self._arrays,
-            self._layout.is_batched,
-            self._is_quantized,
-            strict=True,
-        ):
-            piece = array[start:stop] if batched else array
-            if batched and missing:
-                # Copies of a real row: zeros might divide by zero or trap.
-                filling = np.repeat(piece[-1:], missing, axis=0)
-                piece = np.concatenate([piece, filling])
-            pieces.append(_inputs.quantize(piece, info) if quantized else piece)
+        if missing:
+            pieces = [
+                _fill(piece, missing) if is_batched else piece
+                for piece, (_, is_batched) in zip(
+                    pieces, self._batched_arrays, strict=True
+                )
+            ]
+        for index in self._quantized:
+            info = self._entry.signature.inputs[index]
+            pieces[index] = _inputs.quantize(pieces[index], info)
         results = engine.run(pieces)
         if missing:
             return [result[: stop - start] for result in results]
@@ -98,12 +99,15 @@ class Request:
         shapes = engine.output_shapes(
             [
                 (self._layout.rows or 1, *array.shape[1:]) if batched else array.shape
-                for array, batched in zip(
-                    self._arrays, self._layout.is_batched, strict=True
-                )
+                for array, batched in self._batched_arrays
             ]
         )
         return [
             np.empty((0, *shape[1:]), info.dtype)
             for shape, info in zip(shapes, self._entry.signature.outputs, strict=True)
         ]
+
+
+def _fill(piece: np.ndarray, missing: int) -> np.ndarray:
+    # Copies of a real row: zeros might divide by zero or trap.
+    return np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])

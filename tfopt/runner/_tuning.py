@@ -59,11 +59,10 @@ def auto_batch_rows(row_bytes: int) -> int:
 def auto_piece_rows(rows: int, row_bytes: int) -> int:
     """Returns the rows of each piece that `rows` rows are cut into.
 
-    Pieces are even, so that no tiny tail is left. A request that is too small for a
-    piece per core is cut further, but not below 8 rows or an eighth of the cache:
-    waking a thread costs as much as a tiny piece. The number of workers has no say,
-    because the pieces, and with them the last bits of the results, must not depend on
-    it.
+    Pieces are even, so that no tiny tail is left. A request that does not give every
+    core a piece is cut further while a piece still fills half of the cache, as waking
+    a thread takes longer than computing less. The number of workers has no say: the
+    pieces, and with them the last bits of the results, must not depend on it.
 
     Args:
         rows: Rows of the request.
@@ -74,7 +73,7 @@ def auto_piece_rows(rows: int, row_bytes: int) -> int:
         32
     """
     pieces = math.ceil(rows / auto_batch_rows(row_bytes))
-    smallest = max(_MIN_ROWS, cache_bytes() // 8 // max(row_bytes, 1))
+    smallest = max(2, cache_bytes() // max(2 * row_bytes, 1))
     if rows >= 2 * smallest:
         pieces = max(pieces, min(available_cores(), rows // smallest))
     return math.ceil(rows / max(pieces, 1))
