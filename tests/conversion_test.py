@@ -500,18 +500,23 @@ def test_existing_ranges_outrank_the_data():
     assert step(calibrated) != pytest.approx(16 / 255, rel=0.05)
 
 
-def test_fake_quantized_loops_with_data_are_refused():
-    def body(step, x):
-        return step + 1, tf.quantization.fake_quant_with_min_max_args(x * 0.5, 0, 1)
+def test_calibrating_loops_is_refused_because_it_crashes(keras):
+    # The converter leaves some unrolled layers in float, depending on the data.
+    keras.utils.set_random_seed(0)
+    inputs = keras.layers.Input((5, 3), batch_size=1)
+    data = np.random.default_rng(0).normal(size=(8, 5, 3))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="x")])
-    def function(x):
-        return tf.while_loop(lambda step, x: step < 3, body, (tf.constant(0), x))[1]
+    def recurrent(**options):
+        return keras.Model(inputs, keras.layers.LSTM(4, **options)(inputs))
 
-    with pytest.raises(ConversionError, match="crashes"):
-        conversion.convert(
-            function, quantization="int8", representative_dataset=np.ones((2, 4))
+    def convert(model):
+        return conversion.convert_with_report(
+            model, quantization="int8", representative_dataset=data
         )
+
+    with pytest.raises(ConversionError, match=r"unroll=True.*dynamic"):
+        convert(recurrent())
+    assert convert(recurrent(unroll=True)).report["float_operators"] == []
 
 
 # Verification
@@ -846,6 +851,32 @@ def test_unquantizable_operators_are_named():
         conversion.convert(
             function, quantization="int8", representative_dataset=np.eye(5)
         )
+
+
+@pytest.mark.parametrize(
+    ("function", "signature", "why"),
+    [
+        (lambda x: x * 2, tf.TensorSpec(None), "how many axes"),
+        (lambda x: {}, spec(None), "returns nothing"),
+        (lambda x: x.flat_values, tf.RaggedTensorSpec([None, None]), "ragged"),
+        (lambda x: tf.reshape(x, [3]) + "a", spec(None), "Cannot trace"),
+    ],
+)
+def test_functions_that_tflite_cannot_take(function, signature, why):
+    function = tf.function(function, input_signature=[signature])
+    with pytest.raises(ConversionError, match=why) as raised:
+        conversion.convert(function)
+    one_line(raised)
+
+
+def test_scalars_constants_and_inputs_as_outputs():
+    def function(x):
+        return x, x, tf.constant(3.0), x * 2
+
+    for shape in ((), (None, 3)):
+        traced = tf.function(function, input_signature=[spec(*shape)])
+        done = conversion.convert_with_report(traced)
+        assert len(done.signature.outputs) == 4
 
 
 def test_models_that_change_variables_are_refused():

@@ -17,6 +17,7 @@ import numpy as np
 
 from tfopt import tflite_file
 from tfopt.conversion import (
+    _errors,
     _freezing,
     _lowering,
     _noise,
@@ -195,11 +196,11 @@ def convert_with_report(
             representative_dataset, source.specs, limit=calibration_examples
         )
         clock.lap("data")
-    frozen = _freezing.freeze(source.function)
-    _check_quantization(options, frozen, samples)
-    clock.lap("freeze")
     calibration = samples.batches if samples and quantization == "int8" else ()
     with _noise.contained():
+        frozen = _freezing.freeze(source.function)
+        _check_quantization(options, frozen, samples)
+        clock.lap("freeze")
         content = tflite_file.rewrite(
             _lowering.lower(frozen, options, calibration),
             signature_key=source.signature_key,
@@ -287,12 +288,13 @@ def _check_quantization(
             'train with `tfopt.QuantizeAware`, or use quantization="dynamic". '
             "Received: representative_dataset=None"
         )
-    if trained and samples is not None and _freezing.has_loop(frozen):
-        # TensorFlow 2.21 dies by a segmentation fault here.
+    if samples is not None and _freezing.has_loop(frozen):
+        # With TensorFlow 2.21, LSTM, GRU and SimpleRNN of either Keras end the process
+        # by a segmentation fault; other loops keep float states.
         raise ConversionError(
-            "The converter crashes on fake quantization inside a loop together with a "
-            "representative dataset. Leave the dataset out, or unroll the recurrent "
-            "layers (`unroll=True`)."
+            'The converter cannot calibrate loops for quantization="int8": recurrent '
+            "layers crash it. Unroll them (`unroll=True`), or use "
+            'quantization="dynamic".'
         )
 
 
@@ -376,7 +378,7 @@ def _reference(
     except Exception as error:
         raise VerificationError(
             f"The model itself fails on the {samples.kind} inputs: "
-            f"{' '.join(str(error).split())[:300]}. Give a `representative_dataset` "
+            f"{_errors.condense(error)}. Give a `representative_dataset` "
             "of inputs that it takes, or `verify=False`."
         ) from error
     for name in source.output_names:

@@ -15,6 +15,12 @@ _CONSEQUENCE = re.compile(r"failed to legalize|Lowering tensor list ops is faile
 _SUMMARY = re.compile(r"failed while converting|Could not translate MLIR")
 # Calls that freezing has inlined.
 _CALLS = re.compile(r"((Stateful)?PartitionedCall(_\d+)?/)+")
+_LONGEST = 500
+_ANSI = re.compile(r"\x1b\[\d+m")
+_KERAS_REPORT = re.compile(
+    r"Exception encountered when calling .*?\n\n|\n\nArguments received by .*",
+    re.DOTALL,
+)
 _ADVICE = (
     (
         re.compile(r"xf16|xbf16"),
@@ -61,6 +67,19 @@ def explain(error: BaseException) -> str:
         if pattern.search(line):
             return f"{line}. {advice}"
     return line
+
+
+def condense(error: BaseException) -> str:
+    """Returns the message of any error as one line of at most 500 characters.
+
+    Of an error that AutoGraph or Keras wrapped in a report, the message alone.
+    """
+    text = _ANSI.sub("", str(error)).strip()
+    if text.startswith("in user code:"):
+        text = text.splitlines()[-1]
+    text = _KERAS_REPORT.sub("", text)
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
 def _reasons(error: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
+from tfopt.conversion import _errors
 from tfopt.types import ConversionError
 
 _FAKE_QUANT = re.compile(r"FakeQuantWithMinMax.*|QuantizeAndDequantize.*")
@@ -37,7 +38,7 @@ def freeze(function: Any) -> Any:
         )
     except Exception as error:
         raise ConversionError(
-            f"Cannot freeze the model: {' '.join(str(error).split())[:500]}"
+            f"Cannot freeze the model: {_errors.condense(error)}"
         ) from error
     return _with_constant_shapes(frozen)
 

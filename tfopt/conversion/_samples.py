@@ -42,6 +42,8 @@ class Samples:
                 merged.append([batch])
         return tuple(
             {name: np.concatenate([item[name] for item in group]) for name in group[0]}
+            if len(group) > 1
+            else group[0]
             for group in merged
         )
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt._keras import inference
+from tfopt.conversion import _errors
 from tfopt.types import ConversionError, TfoptError
 
 DEFAULT_KEY = "serving_default"
@@ -104,8 +105,9 @@ def _from_keras(model: Any, key: str) -> Source:
 def _from_concrete_function(function: Any, key: str, owner: Any) -> Source:
     args, kwargs = function.structured_input_signature
     leaves = tf.nest.flatten((args, kwargs))
-    is_tensor = [isinstance(leaf, tf.TensorSpec) for leaf in leaves]
-    specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
+    is_tensor = [isinstance(leaf, tf.TypeSpec) for leaf in leaves]
+    specs = [leaf for leaf in leaves if isinstance(leaf, tf.TypeSpec)]
+    _check_specs(specs)
 
     def call(*tensors: tf.Tensor) -> Any:
         given = iter(tensors)
@@ -129,7 +131,16 @@ def _only_trace(function: Any) -> Any:
             "`f.get_concrete_function(tf.TensorSpec(...))`. "
             f"Received: {getattr(function, '__name__', function)}"
         )
-    return function.get_concrete_function()
+    try:
+        return function.get_concrete_function()
+    except Exception as error:
+        raise _cannot_trace(error) from error
+
+
+def _cannot_trace(error: Exception) -> ConversionError:
+    return ConversionError(
+        f"Cannot trace the model for inference: {_errors.condense(error)}"
+    )
 
 
 def _from_saved_model(path: pathlib.Path, signature_key: str | None) -> Source:
@@ -139,7 +150,7 @@ def _from_saved_model(path: pathlib.Path, signature_key: str | None) -> Source:
         raise TfoptError(
             "Cannot load the SavedModel. Expected a directory with `saved_model.pb` "
             f"and its variables. Received: {os.fspath(path)!r} "
-            f"({str(error).splitlines()[0]})"
+            f"({_errors.condense(error)})"
         ) from error
     signatures = dict(loaded.signatures)
     key = signature_key
@@ -163,11 +174,7 @@ def _trace(
     owner: Any,
 ) -> Source:
     leaves = tf.nest.flatten(arguments)
-    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
-        raise ConversionError(
-            "TFLite files take plain tensors only. Convert ragged or sparse inputs to "
-            f"dense ones inside the model. Received inputs: {leaves}"
-        )
+    _check_specs(leaves)
     specs = [
         tf.TensorSpec(leaf.shape, leaf.dtype, f"input_{position}")
         for position, leaf in enumerate(leaves)
@@ -187,10 +194,12 @@ def _trace(
             inference_function, input_signature=specs
         ).get_concrete_function()
     except Exception as error:
+        raise _cannot_trace(error) from error
+    if not paths:
         raise ConversionError(
-            "Cannot trace the model for inference: "
-            f"{' '.join(str(error).split())[:500]}"
-        ) from error
+            "The model returns nothing. Expected at least one tensor. "
+            f"Received inputs: {leaves}"
+        )
     # Keys of the result say more than names of layers.
     own = output_names if len(output_names) == len(paths) else [None] * len(paths)
     return Source(
@@ -210,6 +219,19 @@ def _trace(
         signature_key=key,
         owner=owner,
     )
+
+
+def _check_specs(specs: Sequence[Any]) -> None:
+    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ConversionError(
+            "TFLite files take plain tensors only. Convert ragged or sparse inputs to "
+            f"dense ones inside the model. Received inputs: {specs}"
+        )
+    if any(spec.shape.rank is None for spec in specs):
+        raise ConversionError(
+            "TFLite files need to know how many axes each input has. Give the "
+            f"function a signature with shapes. Received inputs: {specs}"
+        )
 
 
 def _single(arguments: tuple[Any, ...]) -> Any:

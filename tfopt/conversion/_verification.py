@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfopt import tflite_file
+from tfopt.conversion import _errors
 from tfopt.runner import Runner
 from tfopt.tflite_file import TfliteFile
 from tfopt.types import (
@@ -137,7 +138,7 @@ def run(
             results = [runner.run(dict(batch)) for batch in batches]
     except (TfoptError, ValueError) as error:
         raise VerificationError(
-            f"The file does not run as the model does: {' '.join(str(error).split())}"
+            f"The file does not run as the model does: {_errors.condense(error)}"
         ) from error
     if len(signature.outputs) == 1:
         return [{signature.outputs[0].name: result} for result in results]

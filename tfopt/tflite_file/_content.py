@@ -17,6 +17,8 @@ from tfopt.types import Signature, TensorInfo, TfoptError
 _VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 # Operators that ask for the shape and read no value.
 _SHAPES = ("SHAPE", "RANK")
+_LONGEST_NAME = 60
+_SHOWN_TENSORS = 4
 _FLOAT_TYPES = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 
 
@@ -119,8 +121,12 @@ class Tensor:
         return affine.dequantize(codes, scale, zero_point)
 
     def __str__(self) -> str:
-        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.name or f'#{self.index}'}: {self.type.lower()} [{sizes}]"
+        shape = ", ".join("?" if size is None else str(size) for size in self.shape)
+        # The converter joins the names of all that it fused.
+        name = self.name.split(";")[-1]
+        if len(name) > _LONGEST_NAME:
+            name = "..." + name[3 - _LONGEST_NAME :]
+        return f"{name or f'#{self.index}'}: {self.type.lower()} [{shape}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +188,9 @@ class FloatOperator:
     tensors: tuple[Tensor, ...]
 
     def __str__(self) -> str:
-        tensors = ", ".join(str(tensor) for tensor in self.tensors)
-        return f"{self.operator.name} ({tensors})"
+        shown = [str(tensor) for tensor in self.tensors[:_SHOWN_TENSORS]]
+        more = ["..."] if len(self.tensors) > _SHOWN_TENSORS else []
+        return f"{self.operator.name} ({', '.join(shown + more)})"
 
 
 def read(source: bytes | str | os.PathLike[str]) -> TfliteFile:
