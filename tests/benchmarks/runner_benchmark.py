@@ -125,12 +125,15 @@ def check(model, runner, images):
 
 
 def report(title, timings):
-    names = list(timings)
-    print(f"\n{title}: times faster than (1) {names[0]} and (2) {names[1]}")
+    first, second = list(timings)[:2]
+    print(f"\n{title}: times faster than (1) {first} and (2) {second},")
+    print("by medians, and by minima in brackets")
     for name, timing in timings.items():
-        first = timing.speedup_over(timings[names[0]])
-        second = timing.speedup_over(timings[names[1]])
-        print(f"  {name:34} {first:7.2f} {second:7.2f}   {timing}")
+        ratios = ""
+        for reference in (timings[first], timings[second]):
+            by_minima = reference.min_ms / timing.min_ms
+            ratios += f"{timing.speedup_over(reference):8.2f} ({by_minima:7.2f})"
+        print(f"  {name:34}{ratios}   {timing}")
 
 
 if __name__ == "__main__":
