@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfopt
 from tfopt.freezing import freeze
 
 v1 = tf.compat.v1

@@ -126,19 +126,19 @@ def _session(model: Mapping[str, Any], grappler: bool) -> Iterator[Any]:
         tf.compat.v1.Session(config=config) as session,
     ):
         path = pathlib.Path(model["path"])
-        calls = None if grappler else config.SerializeToString()
+        calls = config.SerializeToString()
         if model["kind"] == "saved_model":
             edited = _edit_saved_model(path, pathlib.Path(folder), calls)
             tf.compat.v1.saved_model.load(session, model["tags"], str(edited))
         elif model["kind"] == "meta_graph":
             meta_graph = _read(path, tf.compat.v1.MetaGraphDef)
-            _set_config(meta_graph.graph_def, calls)
+            _adapt(meta_graph.graph_def, calls)
             saver = tf.compat.v1.train.import_meta_graph(meta_graph)
             saver.restore(session, model["checkpoint"])
         else:
             is_text = model["kind"] == "text"
             graph_def = _read(path, tf.compat.v1.GraphDef, is_text=is_text)
-            _set_config(graph_def, calls)
+            _adapt(graph_def, calls)
             tf.import_graph_def(graph_def, name="")
             if model["init_op"] is not None:
                 session.run(model["init_op"], model["asset_feeds"])
@@ -154,15 +154,13 @@ def _read(path: pathlib.Path, cls: Any, *, is_text: bool = False) -> Any:
 
 
 def _edit_saved_model(
-    path: pathlib.Path, folder: pathlib.Path, calls: bytes | None
+    path: pathlib.Path, folder: pathlib.Path, calls: bytes
 ) -> pathlib.Path:
-    """Returns a SavedModel with the config of its calls replaced."""
-    if calls is None:
-        return path
+    """Returns a SavedModel after `_adapt`."""
     name = next(file.name for file in path.glob("saved_model.pb*"))
     saved_model = _read(path / name, saved_model_pb2.SavedModel)
     for meta_graph in saved_model.meta_graphs:
-        _set_config(meta_graph.graph_def, calls)
+        _adapt(meta_graph.graph_def, calls)
     (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
     for part in ("variables", "assets"):
         if (path / part).exists():
@@ -170,11 +168,16 @@ def _edit_saved_model(
     return folder
 
 
-def _set_config(graph_def: Any, calls: bytes | None) -> None:
-    """Gives calls the session's options: they carry their own, Grappler on."""
+def _adapt(graph_def: Any, calls: bytes) -> None:
+    """Makes a graph run here, as the session says.
+
+    Calls carry options of their own, Grappler on; and the devices of nodes may be those
+    of the machines that trained the model.
+    """
     bodies = [graph_def.node, *(f.node_def for f in graph_def.library.function)]
     for node in (node for body in bodies for node in body):
-        if calls is not None and "config_proto" in node.attr:
+        node.device = ""
+        if "config_proto" in node.attr:
             node.attr["config_proto"].s = calls
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,9 @@ _CHECKPOINT_OPS = frozenset({"RestoreV2", "SaveV2", "MergeV2Checkpoints"})
 # Results may differ by this many units in the last place of the largest output when
 # TensorFlow's optimizer sees constants instead of variables (it folds and fuses more).
 _ULPS = 1000
+
+# The line in which Python names an exception that wasn't caught.
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 @dataclasses.dataclass
@@ -291,13 +295,20 @@ def _run_child(request: Mapping[str, Any]) -> dict[str, Any]:
             check=False,
         )
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = _reason(done.stderr)
         raise VerificationError(
             "The models cannot be run for comparison. Expected inputs made up from the "
             "signature to work; give real ones with `verify_data` (an .npz file). "
             f"Received: exit code {done.returncode}: {reason}"
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _reason(output: str) -> str:
+    """Returns the message of the last exception in a process's output."""
+    lines = output.strip().splitlines() or ["no message"]
+    starts = [n for n, line in enumerate(lines) if _EXCEPTION.match(line)]
+    return " ".join(" ".join(lines[starts[-1] if starts else -1 :]).split())[:500]
 
 
 def _judge(name: str, found: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -45,11 +45,16 @@ def export(source: Any, folder: str | os.PathLike[str]) -> None:
         root.resources = _resources(source)
     try:
         tf.saved_model.save(root, os.fspath(folder), signatures=signatures)
-    except (AssertionError, ValueError) as error:
+    except AssertionError as error:
         raise ConversionError(
-            "TensorFlow cannot export the model. Expected functions of tensors whose "
-            "tables and other resources belong to the given model; give the tf.Module "
-            "that owns them. "
+            "TensorFlow cannot export the function alone, as it uses tables or other "
+            "resources. Expected the tf.Module or model that owns them; give that. "
+            f"Received: source of type {type(source).__name__}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ConversionError(
+            "TensorFlow cannot export the model. Expected functions whose inputs and "
+            "outputs are tensors, the outputs in a flat dictionary or sequence. "
             f"Received: source of type {type(source).__name__}: {error}"
         ) from error
 
@@ -58,7 +63,7 @@ def _of_keras(model: Any) -> Any:
     """Returns the ConcreteFunction of a model's inference, results by name."""
     call = inference.inference_call(model)
 
-    @tf.function(input_signature=_named(call.arguments))
+    @tf.function(input_signature=_named(call.arguments, call.input_names))
     def serve(*tensors: Any) -> dict[str, tf.Tensor]:
         results = tf.nest.flatten(call.function(*tensors))
         names = call.output_names
@@ -69,12 +74,13 @@ def _of_keras(model: Any) -> Any:
     return serve.get_concrete_function()
 
 
-def _named(arguments: Any) -> Any:
+def _named(arguments: Any, names: Sequence[str | None]) -> Any:
     """Gives a name to each leaf that has none: a signature's inputs need them."""
-    leaves = tf.nest.flatten(arguments)
     named = [
-        tf.TensorSpec(leaf.shape, leaf.dtype, leaf.name or f"input_{index}")
-        for index, leaf in enumerate(leaves)
+        tf.TensorSpec(leaf.shape, leaf.dtype, name or f"input_{index}")
+        for index, (leaf, name) in enumerate(
+            zip(tf.nest.flatten(arguments), names, strict=True)
+        )
     ]
     return tf.nest.pack_sequence_as(arguments, named)
 

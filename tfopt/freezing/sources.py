@@ -21,6 +21,18 @@ _ASSETS = "saved_model_assets"
 _GRAPH_SUFFIXES = (".pb", ".pbtxt", ".meta")
 
 
+# The attribute with the type of the output, of what usually ends a network.
+_USUAL_OUTPUTS = (
+    *("Add", "AddV2", "BiasAdd", "ConcatV2", "Identity", "LogSoftmax", "MatMul", "Mul"),
+    *("Relu", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Tanh"),
+)
+_TYPE_ATTRIBUTES = {
+    "ArgMax": "output_type",
+    "Cast": "DstT",
+    **dict.fromkeys(_USUAL_OUTPUTS, "T"),
+}
+
+
 @dataclasses.dataclass
 class Source:
     """A graph with variables, its entry points and its checkpoint.
@@ -236,14 +248,14 @@ def _output_type(node: Any, index: int, op_defs: dict[str, Any]) -> int:
     """Returns the type of a node's output, from the operation's definition."""
     definition = op_defs.get(node.op)
     if definition is None:
-        # A bare GraphDef: most operations have one type, in T or dtype.
-        for name in ("T", "dtype", "DstT", "out_type", "output_type"):
-            if name in node.attr:
-                return node.attr[name].type
+        # A bare GraphDef doesn't bring them along.
+        if node.op in _TYPE_ATTRIBUTES:
+            return attr(node, _TYPE_ATTRIBUTES[node.op]).type
         raise ConversionError(
             "The type of an output is unknown, as the graph comes without definitions "
-            "of its operations. Expected an output of an operation with one type; name "
-            f"an Identity behind it. Received: node={node.name!r}, op={node.op}"
+            "of its operations. Expected a .meta file, which has them, or as output "
+            f"one of {', '.join(_TYPE_ATTRIBUTES)}. "
+            f"Received: node={node.name!r}, op={node.op}"
         )
     types: list[int] = []
     for argument in definition.output_arg:
