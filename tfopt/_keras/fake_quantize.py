@@ -358,7 +358,7 @@ def _with_halves_away(inputs: Any, low: Any, high: Any) -> Any:
     # A thousandth of a step moves nothing but halves, in averages of few values.
     step = (high - low) / 255
     code_zero = low + 128 * step
-    return tf.where(inputs < code_zero, inputs - step / 1000, inputs)
+    return inputs + tf.where(inputs < code_zero, -step / 1000, step / 1000)
 
 
 def _add_state(layer: Any, name: str) -> Any:

@@ -141,15 +141,14 @@ class Graph:
         """Returns each layer once, in order of its first call."""
         return list(dict.fromkeys(call.layer for call in self.calls))
 
-    def unique_name(self, name: str) -> str:
-        """Returns `name`, or `name_1`, ..., whichever no layer has yet."""
+    def name_maker(self) -> Callable[[str], str]:
+        """Returns a function that makes names which no layer of the graph has.
+
+        It returns the name that it is given, or `name_1`, ..., and never one twice.
+        """
         taken = {spec.name for spec in self.layers()}
         taken |= {spec.name for spec, _ in self.input_specs}
-        unique, number = name, 0
-        while unique in taken:
-            number += 1
-            unique = f"{name}_{number}"
-        return unique
+        return lambda name: _unique(name, taken)
 
 
 def flatten(model: Any) -> Graph:
@@ -436,12 +435,16 @@ def _make_names_unique(
         if count[spec.name] > 1 or spec.name in taken:
             spec.config["name"] = spec.path.replace("/", "_")
     for spec in specs:
-        unique, number = spec.name, 0
-        while unique in taken:
-            number += 1
-            unique = f"{spec.name}_{number}"
-        spec.config["name"] = unique
-        taken.add(unique)
+        spec.config["name"] = _unique(spec.name, taken)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, number = name, 0
+    while unique in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    taken.add(unique)
+    return unique
 
 
 def _model_constructor(graph: Graph) -> Any:

@@ -12,6 +12,7 @@ from tfopt._keras.flatten import Graph, flatten, to_model
 from tfopt.methods._base import Method
 from tfopt.methods.quantize_aware import _rewrite
 from tfopt.methods.quantize_aware._calibration import calibrate
+from tfopt.methods.quantize_aware._canonical import canonicalize
 from tfopt.methods.quantize_aware._placement import Plan, make_plan
 from tfopt.types import TfoptError
 
@@ -140,7 +141,7 @@ class QuantizeAware(Method):
                 "The model is prepared for quantization-aware training already. "
                 f"Expected a plain model. Received: model={model.name!r}"
             )
-        _rewrite.split_activations(graph)
+        canonicalize(graph)
         plan = make_plan(
             graph,
             include=_patterns(self.include),

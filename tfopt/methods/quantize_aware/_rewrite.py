@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,48 +13,9 @@ from tfopt._keras import fake_quantize
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
 from tfopt.methods.quantize_aware._placement import Plan
 from tfopt.methods.quantize_aware._ranges import Range
-from tfopt.methods.quantize_aware._rules import activation_name
 from tfopt.types import TfoptError
 
-
-def split_activations(graph: Graph) -> None:
-    """Gives each weighted layer's own activation a call of its own, in place.
-
-    The activation then is placed like an Activation layer. It takes over the
-    activity regularizer, which is about what it returns.
-    """
-    split: dict[LayerSpec, LayerSpec | None] = {}
-    calls = []
-    for call in graph.calls:
-        spec = call.layer
-        if spec not in split:
-            split[spec] = _split_activation(graph, spec)
-        calls.append(call)
-        activation = split[spec]
-        if activation is not None:
-            after = call.output
-            before = Value(after.shape, after.dtype, producer=call)
-            call.outputs = [before]
-            after.producer = Call(activation, (before,), {}, [after])
-            calls.append(after.producer)
-    graph.calls = calls
-
-
-def _split_activation(graph: Graph, spec: LayerSpec) -> LayerSpec | None:
-    if spec.kind not in fake_quantize.WEIGHTS:
-        return None
-    activation = spec.config["activation"]
-    name = activation_name(activation)
-    if name == "linear":
-        return None
-    config = {
-        "name": graph.unique_name(f"{spec.name}_{name or 'activation'}"),
-        "activation": name or activation,
-        "dtype": spec.config["dtype"],
-        "activity_regularizer": spec.config.get("activity_regularizer"),
-    }
-    spec.config = {**spec.config, "activation": None, "activity_regularizer": None}
-    return LayerSpec(graph.keras.layers.Activation, config, spec.path, weights=[])
+_log = logging.getLogger(__name__)
 
 
 def insert_fake_quantization(
@@ -74,63 +36,80 @@ def insert_fake_quantization(
             "weight_bits": weight_bits,
             "per_channel": per_channel,
         }
+    inserter = _Inserter(graph, plan, range_tracking, ema_decay)
+    calls, graph.calls = graph.calls, []
+    for spec, value in graph.input_specs:
+        inserter.quantize(value, spec)
+    for call in calls:
+        call.args, call.kwargs = call.map_arguments(inserter.replaced)
+        graph.calls.append(call)
+        for value in call.outputs:
+            inserter.quantize(value, call.layer)
+    graph.outputs = tf.nest.map_structure(inserter.replaced, graph.outputs)
 
-    made: dict[Range, LayerSpec] = {}
-    replacements: dict[Value, Value] = {}
-    calls: list[Call] = []
 
-    def range_layer(how: Range) -> LayerSpec:
+class _Inserter:
+    """Appends calls that fake-quantize to a graph, and knows what they replace."""
+
+    def __init__(
+        self, graph: Graph, plan: Plan, range_tracking: str, ema_decay: float
+    ) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._range_tracking = range_tracking
+        self._ema_decay = ema_decay
+        self._classes = fake_quantize.classes(graph.keras)
+        # Names of layers that are yet to be appended count too.
+        self._unique_name = graph.name_maker()
+        self._made: dict[Range, LayerSpec] = {}
+        self._replacements: dict[Value, Value] = {}
+
+    def replaced(self, value: Value) -> Value:
+        return self._replacements.get(value, value)
+
+    def quantize(self, value: Value, source: LayerSpec) -> None:
+        """Fake-quantizes a value from now on, if the plan says so."""
+        point = self._plan.points.get(value)
+        if point is None:
+            return
+        kept = value
+        if value in self._plan.barriers:
+            config = {"name": self._unique_name(f"{source.name}_float")}
+            kept = self._append(
+                LayerSpec(self._classes.KeepFloat, config, source.path, weights=[]),
+                value,
+            )
+        if point.range not in self._made:
+            self._made[point.range] = self._range_layer(point.range)
+        options = {} if point.follows else {"follow": False}
+        if point.is_average:
+            options["half_away"] = True
+        self._replacements[value] = self._append(
+            self._made[point.range], kept, **options
+        )
+
+    def _append(self, spec: LayerSpec, value: Value, **kwargs: Any) -> Value:
+        call = Call(spec, (value,), kwargs, [])
+        call.outputs = [Value(value.shape, value.dtype, producer=call)]
+        self._graph.calls.append(call)
+        return call.output
+
+    def _range_layer(self, how: Range) -> LayerSpec:
         config: dict[str, Any] = {
-            "name": graph.unique_name(f"{how.name}_range"),
+            "name": self._unique_name(f"{how.name}_range"),
             "dtype": "float32",
         }
         if how.fixed is not None:
             config |= {"minimum": how.fixed[0], "maximum": how.fixed[1]}
-            return LayerSpec(layers.FixedActivationRange, config, how.path, weights=[])
-        peaks = how.keep_peaks and range_tracking == "ema"
+            cls = self._classes.FixedActivationRange
+            return LayerSpec(cls, config, how.path, weights=[])
+        peaks = how.keep_peaks and self._range_tracking == "ema"
         config |= {
-            "range_tracking": "peak" if peaks else range_tracking,
-            "ema_decay": ema_decay,
+            "range_tracking": "peak" if peaks else self._range_tracking,
+            "ema_decay": self._ema_decay,
             "nonnegative": how.nonnegative,
         }
-        return LayerSpec(layers.ActivationRange, config, how.path)
-
-    def append(spec: LayerSpec, value: Value, **kwargs: Any) -> Value:
-        call = Call(spec, (value,), kwargs, [])
-        call.outputs = [Value(value.shape, value.dtype, producer=call)]
-        calls.append(call)
-        graph.calls.append(call)  # so that its name is taken
-        return call.output
-
-    def quantize(value: Value, name: str, path: str) -> None:
-        kept = value
-        if value in plan.barriers:
-            config = {"name": graph.unique_name(f"{name}_float"), "dtype": "float32"}
-            kept = append(LayerSpec(layers.KeepFloat, config, path, weights=[]), value)
-        point = plan.points[value]
-        if point.range not in made:
-            made[point.range] = range_layer(point.range)
-        options = {} if point.follows else {"follow": False}
-        if point.is_average:
-            options["half_away"] = True
-        replacements[value] = append(made[point.range], kept, **options)
-
-    originals, graph.calls = graph.calls, list(graph.calls)
-    for spec, value in graph.input_specs:
-        if value in plan.points:
-            quantize(value, spec.name, spec.path)
-    for call in originals:
-        call.args, call.kwargs = call.map_arguments(
-            lambda value: replacements.get(value, value)
-        )
-        calls.append(call)
-        for value in call.outputs:
-            if value in plan.points:
-                quantize(value, call.layer.name, call.layer.path)
-    graph.calls = calls
-    graph.outputs = tf.nest.map_structure(
-        lambda value: replacements.get(value, value), graph.outputs
-    )
+        return LayerSpec(self._classes.ActivationRange, config, how.path)
 
 
 def is_prepared(graph: Graph) -> bool:
@@ -162,7 +141,7 @@ def bake(graph: Graph) -> None:
     for spec in graph.layers():
         if spec in ranges:
             spec.cls = layers.FixedActivationRange
-            low, high = _representable(*ranges[spec])
+            low, high = _representable(spec, *ranges[spec])
             spec.config = {
                 "name": spec.name,
                 "dtype": "float32",
@@ -186,9 +165,14 @@ def _bounds(spec: LayerSpec) -> tuple[float, float]:
     return float(bounds["minimum"]), float(bounds["maximum"])
 
 
-def _representable(low: float, high: float) -> tuple[float, float]:
-    # A tensor that was zero throughout (all its ReLUs dead) may have any range.
-    return affine.representable_range(low, high if low < high else 1.0)
+def _representable(spec: LayerSpec, low: float, high: float) -> tuple[float, float]:
+    if low == high:
+        _log.warning(
+            "All activations at %s were zero in training: the layer before it is dead",
+            spec.name,
+        )
+        high = 1.0  # any range holds zero
+    return affine.representable_range(low, high)
 
 
 def _bake_weights(spec: LayerSpec) -> None:

@@ -73,10 +73,7 @@ def rule_of(call: Call) -> Rule | Unsupported:
         return Unsupported(f"no rule for layers of class {spec.cls.__name__}")
     if isinstance(row, Rule):
         return row
-    shape = call.inputs[0].shape
-    if shape is None:
-        return Unsupported("the rank of its input is unknown")
-    return row(spec.config, len(shape))
+    return row(call)
 
 
 def activation_name(activation: Any) -> str:
@@ -95,7 +92,8 @@ def activation_name(activation: Any) -> str:
     return activation if isinstance(activation, str) else ""
 
 
-def _weighted(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
+def _weighted(call: Call) -> Rule | Unsupported:
+    config = call.layer.config
     if config.get("data_format") == "channels_first":
         return Unsupported("data_format='channels_first' has no LiteRT kernel")
     if config.get("lora_rank") or config.get("quantization_config"):
@@ -103,36 +101,41 @@ def _weighted(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
     return Rule("compute", weighted=True, fuses=("batch_norm", "relu"))
 
 
-def _activation(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
+def _activation(call: Call) -> Rule | Unsupported:
+    config = call.layer.config
     name = activation_name(config["activation"])
     if name not in _ACTIVATIONS:
         return Unsupported(f"no rule for the activation {name or 'function'!r}")
     return _ACTIVATIONS[name]
 
 
-def _relu(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
+def _relu(call: Call) -> Rule | Unsupported:
+    config = call.layer.config
     slope = config.get("negative_slope") or 0
     if config.get("max_value") in (None, 6) and not slope and not config["threshold"]:
         return _RELU
     return Unsupported("only ReLU and ReLU with max_value=6 have a LiteRT kernel")
 
 
-def _softmax(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
+def _softmax(call: Call) -> Rule | Unsupported:
+    config = call.layer.config
     if config.get("axis", -1) == -1:
         return _LOGISTIC
     return Unsupported("LiteRT's softmax is over the last axis only")
 
 
-def _batch_norm(config: Mapping[str, Any], rank: int) -> Rule | Unsupported:
+def _batch_norm(call: Call) -> Rule | Unsupported:
+    config = call.layer.config
     axes = config["axis"]
     axes = list(axes) if isinstance(axes, (list, tuple)) else [axes]
-    if axes in ([-1], [rank - 1]):
+    shape = call.inputs[0].shape
+    if axes == [-1] or (shape is not None and axes == [len(shape) - 1]):
         return Rule("batch_norm")
     return Unsupported("only normalization over the last axis folds into a kernel")
 
 
-# A rule, or a function of the layer's configuration and the rank of its input.
-_Row = Rule | Callable[[Mapping[str, Any], int], Rule | Unsupported]
+# A rule, or a function that finds it for a call.
+_Row = Rule | Callable[[Call], Rule | Unsupported]
 _RULES: Mapping[str, _Row] = {
     "Activation": _activation,
     "ActivityRegularization": _IDENTITY,
