@@ -10,7 +10,6 @@ from tfopt.savedmodel import protos
 
 v1 = tf.compat.v1
 
-ROOT = pathlib.Path(__file__).parent.parent
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 X_SPEC = tf.TensorSpec([None, 4], tf.float32, "x")
 

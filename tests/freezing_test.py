@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfopt.freezing import freeze
+from tfopt.runner import Runner
 
 v1 = tf.compat.v1
 
@@ -178,3 +179,29 @@ def test_every_model_loads_in_tf2(case, tmp_path):
         tf.config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": False} | before
         )
+
+
+def test_a_trained_network_of_others(testdata, tmp_path):
+    """Basic Pitch: equal to the original, near to the TFLite file of its authors."""
+    artifact = freeze(
+        testdata / "basic_pitch/saved_model", tmp_path / "a.pb", verify="execution"
+    )
+    outputs = artifact.details["verified"]["execution"]["serving_default"]
+    assert sorted(outputs) == ["contour", "note", "onset"]
+    assert all(measured["equal"] for measured in outputs.values())
+    assert artifact.details["kept_variables"] == []
+    # The training functions and the optimizer's variables are gone.
+    assert artifact.size_bytes < 320_000
+    assert artifact.details["functions"] == 2
+    sound = np.random.default_rng(0).uniform(-1, 1, (1, 43844, 1)).astype(np.float32)
+    with Runner(testdata / "basic_pitch/reference.tflite") as runner:
+        reference = runner(sound)
+    graph_def = v1.GraphDef.FromString((tmp_path / "a.pb").read_bytes())
+    names = artifact.details["signatures"]["serving_default"]["outputs"]
+    with tf.Graph().as_default(), v1.Session() as running:
+        tf.import_graph_def(graph_def, name="")
+        fetch = {name: tensors[0] for name, tensors in names.items()}
+        found = running.run(fetch, {"serving_default_input_2:0": sound})
+    for name, values in found.items():
+        assert np.allclose(values, reference[name], rtol=0, atol=1e-5)
+    assert not np.allclose(found["note"], reference["onset"], rtol=0, atol=1e-5)

@@ -19,7 +19,7 @@ from tfopt.freezing.state import State
 from tfopt.types import Artifact
 
 # Digests of larger outputs would take longer than writing them.
-_MEASURE_UP_TO = 64 << 20
+_MEASURE_UP_TO = 8 << 20
 
 OutputFormat = Literal["graph_def", "saved_model", "text"]
 Verify = Literal["structure", "bytes", "execution"]

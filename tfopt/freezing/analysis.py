@@ -80,10 +80,11 @@ def find_uses(flow: Flow, op_defs: dict[str, Any]) -> Uses:
         op_defs: OpDef messages by operation: they say which inputs are references.
     """
     uses = Uses([], {}, set())
+    read: dict[str, None] = {}
     for context in flow.contexts:
         for atoms in context.values.values():
             names = sorted({atom.name for atom in _variables(atoms)})
-            uses.read += [name for name in names if name not in uses.read]
+            read |= dict.fromkeys(names)
             if len(names) > 1:
                 uses.mixed.add(frozenset(names))
         for node in context.body.order:
@@ -94,6 +95,7 @@ def find_uses(flow: Flow, op_defs: dict[str, Any]) -> Uses:
                         use = Use(node.op, _path(context, node))
                         if use not in found:
                             found.append(use)
+    uses.read = list(read)
     return uses
 
 

@@ -173,6 +173,8 @@ class Body:
     ):
         self.name = name
         self.arguments = tuple(arguments)
+        self._argument_names = frozenset(arguments)
+        self._inputs: dict[str, list[str]] = {}
         self.nodes = {node.name: node for node in nodes}
         self.returns = tuple(self.tensor(ref) for ref in returns)
         self.order, self.has_cycle = self._sort()
@@ -184,7 +186,7 @@ class Body:
 
     def tensor(self, ref: str) -> str:
         """Returns the one name of a tensor that a node or signature refers to."""
-        if ref in self.arguments:
+        if ref in self._argument_names:
             return ref
         colons = ref.count(":")
         if colons == (2 if self.is_function else 1):
@@ -193,7 +195,11 @@ class Body:
 
     def inputs(self, node: Any) -> list[str]:
         """Returns the tensors that a node takes, without control inputs."""
-        return [self.tensor(ref) for ref in node.input if not ref.startswith("^")]
+        if node.name not in self._inputs:
+            self._inputs[node.name] = [
+                self.tensor(ref) for ref in node.input if not ref.startswith("^")
+            ]
+        return self._inputs[node.name]
 
     def output(self, node: Any, index: int) -> str:
         """Returns the name of a node's output; in a function, of known ones only."""

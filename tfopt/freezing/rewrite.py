@@ -147,7 +147,7 @@ class _Rewriter:
     def _type(self, atoms: Atoms) -> _Type | None:
         """Returns what stands for a handle, `None` if it stays (or is no handle)."""
         names = {atom.name for atom in atoms if isinstance(atom, Variable)}
-        if not names or not names <= set(self._frozen):
+        if not names or not all(name in self._frozen for name in names):
             return None
         values = [self._frozen[name] for name in sorted(names)]
         shapes = {value.shape for value in values}

@@ -280,6 +280,8 @@ class BundleWriter:
 
     Args:
         prefix: Path without `.index`; the folder must exist.
+        num_shards: Number of data files to announce. All tensors go to the first; the
+            others must be made, empty, by the caller.
 
     Example:
         >>> import tempfile
@@ -290,9 +292,10 @@ class BundleWriter:
         [b'a', b'bc']
     """
 
-    def __init__(self, prefix: str | os.PathLike[str]):
+    def __init__(self, prefix: str | os.PathLike[str], *, num_shards: int = 1):
         self.prefix = os.fspath(prefix)
-        self._data_path = self.prefix + ".data-00000-of-00001"
+        self._num_shards = num_shards
+        self._data_path = f"{self.prefix}.data-00000-of-{num_shards:05d}"
         self._entries: dict[bytes, Any] = {}
         self._out = extents.OutputFile(self._data_path)
 
@@ -304,7 +307,7 @@ class BundleWriter:
         if exception_type is not None:
             os.unlink(self._data_path)
             return
-        header = protos.message_class("BundleHeaderProto")(num_shards=1)
+        header = protos.message_class("BundleHeaderProto")(num_shards=self._num_shards)
         header.version.producer = _BUNDLE_VERSION
         pairs = {b"": header.SerializeToString()}
         pairs |= {key: e.SerializeToString() for key, e in self._entries.items()}
@@ -410,7 +413,8 @@ class BundleWriter:
             self._out.write(data)
         else:
             crc = 0
-            array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")))
+            little = array.dtype.newbyteorder("<")
+            array = np.ascontiguousarray(array.astype(little, copy=False))
             flat = array.reshape(-1).view(np.uint8)
             for start in range(0, flat.size, _CHUNK):
                 chunk = flat[start : start + _CHUNK].tobytes()
