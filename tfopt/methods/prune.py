@@ -324,8 +324,14 @@ class Prune(Method):
         enforced = Masks(self.model, chosen)
         enforced.install()
         enforced.assign(keep)
+        # Biases and the like are only in the report: every model has many.
+        skipped = {
+            weight.name: reasons[weight.name]
+            for weight in candidates
+            if weight.is_kernel and weight.name in reasons
+        }
         _log.info(
-            "Pruning %s; leaving %s; schedule: %s", list(values), reasons, schedule
+            "Pruning %s; skipping %s; %s", list(values), skipped or "none", schedule
         )
         due = None if schedule is None else schedule.begin_step
         return _Run(enforced, keep, schedule, fit, due)

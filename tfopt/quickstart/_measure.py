@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ def measure(
     batch = images[:BATCH]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     measured: Measured = {}
-    runners = {name: Runner(path) for name, path in tflite.items()}
+    runners = {name: Runner(path, batch_size=BATCH) for name, path in tflite.items()}
     try:
         once = {name: _predict(model, batch) for name, model in keras_models.items()}
         loop = {name: _predict(model, images) for name, model in keras_models.items()}
@@ -53,7 +54,7 @@ def measure(
         for name, path in tflite.items():
             once[name] = _plain_loop(path, [batch])
             loop[name] = _plain_loop(path, batches)
-            threads[name] = _mapped(runners[name], batches)
+            threads[name] = functools.partial(runners[name].run, images)
         for name, path in files.items():
             if name in runners:
                 outputs = runners[name].run(images)
@@ -112,7 +113,3 @@ def _plain_loop(path: pathlib.Path, batches: list[np.ndarray]) -> Callable[[], o
         return results
 
     return run
-
-
-def _mapped(runner: Runner, batches: list[np.ndarray]) -> Callable[[], object]:
-    return lambda: list(runner.map(batches))
