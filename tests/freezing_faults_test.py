@@ -83,8 +83,8 @@ def test_execution_tells_differences_and_randomness(model, tmp_path):
 def test_changed_bytes_are_noticed(model, tmp_path, monkeypatch):
     written = output.write_graph
 
-    def write_and_damage(tree, path, *, text):
-        written(tree, path, text=text)
+    def write_and_damage(tree, path, **options):
+        written(tree, path, **options)
         data = bytearray(path.read_bytes())
         value = weights(1, 3, 50).numpy().tobytes()
         data[data.index(value) + 100] ^= 1
@@ -188,7 +188,11 @@ def test_a_damaged_model_leaves_the_old_output(model, tmp_path, damage, message,
     subprocess.run(["cp", "-r", model, folder], check=True)
     old = freeze(folder, tmp_path / "old", output_format=form)
     damage(folder)
-    for options in ({}, {"variable_names_denylist": ["*large"]}):
+    for options in (
+        {},
+        {"verify": "structure"},
+        {"variable_names_denylist": ["*large"]},
+    ):
         with pytest.raises(TfoptError, match=message):
             freeze(folder, old.path, output_format=form, **options)
     names = sorted(path.name for path in tmp_path.iterdir())

@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from tfopt.freezing import freeze
 from tfopt.savedmodel import crc32c, protos, reader, table
 from tfopt.savedmodel.bundle import BundleReader
-from tfopt.types import ConversionError, TfoptError
+from tfopt.types import ConversionError, TfoptError, VerificationError
 
 v1 = tf.compat.v1
 
@@ -338,6 +338,40 @@ def test_options_that_do_not_fit_the_source(checkpoint, model, tmp_path):
     with pytest.raises(TfoptError, match=r"\['counted', 'serving_default'\].*'none'"):
         freeze(model, tmp_path / "a", signature_keys=["none"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_input(tmp_path):
+    path = str(tmp_path / "model")
+    with tf.Graph().as_default() as graph, v1.Session(graph=graph) as session:
+        x = v1.sparse_placeholder(tf.float32, [None, 4], "x")
+        w = v1.get_variable("w", [4, 3], use_resource=True)
+        y = tf.sparse.sparse_dense_matmul(x, w)
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, path, {"x": x}, {"y": y})
+        given = tf.compat.v1.SparseTensorValue([[0, 1], [1, 3]], [1.0, 2.0], [2, 4])
+        expected = session.run(y, {x: given})
+    artifact = freeze(path, tmp_path / "a.pb")
+    tensors = artifact.details["signatures"]["serving_default"]
+    with tf.Graph().as_default(), v1.Session() as session:
+        tf.import_graph_def(
+            v1.GraphDef.FromString((tmp_path / "a.pb").read_bytes()), name=""
+        )
+        feed = dict(zip(tensors["inputs"]["x"], given, strict=True))
+        assert near(session.run(tensors["outputs"]["y"][0], feed), expected)
+    with pytest.raises(VerificationError, match=r"cannot be made up.*input 'x'"):
+        freeze(path, tmp_path / "b.pb", verify="execution")
+
+
+def test_graphs_that_call_what_is_not_there(model, tmp_path):
+    folder = tmp_path / "model"
+    subprocess.run(["cp", "-r", model, folder], check=True)
+    saved_model = reader.read_saved_model(folder)
+    graph = saved_model.meta_graphs[0].graph_def
+    call = next(n for n in graph.node if n.op == "StatefulPartitionedCall")
+    call.attr["f"].func.name = "gone"
+    (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    with pytest.raises(ConversionError, match=r"doesn't have.*function='gone'"):
+        freeze(folder, tmp_path / "a.pb")
 
 
 # ------------------------------------------------------------------------ sizes

@@ -1,5 +1,6 @@
 """Checkpoints and graph messages without TensorFlow, against TensorFlow itself."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -418,13 +419,14 @@ def test_masking_is_undone(crc):
 
 
 @pytest.mark.parametrize("kernel_copy", [True, False])
-@pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 16) + 1, (3 << 20) + 7])
-def test_copying_between_files(tmp_path, size, kernel_copy):
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 16) + 1, (33 << 20) + 7])
+def test_copying_between_files(tmp_path, size, kernel_copy, checksums):
     content = np.random.default_rng(size).bytes(size)
     (tmp_path / "in").write_bytes(b"head" + content + b"tail")
     crc = crc32c.mask(crc32c.extend(0, content))
     extent = Extent(str(tmp_path / "in"), 4, size, "x", crc)
-    with OutputFile(tmp_path / "out") as out:
+    with OutputFile(tmp_path / "out", checksums=checksums) as out:
         out._kernel_copy = kernel_copy
         out.write(b"before")
         out.copy(extent)
@@ -432,6 +434,12 @@ def test_copying_between_files(tmp_path, size, kernel_copy):
         assert out.position == 11 + size
     assert (tmp_path / "out").read_bytes() == b"before" + content + b"after"
     assert extents.checksum(extent) == crc
+    os.truncate(tmp_path / "in", 3 + size)
+    with (
+        pytest.raises(TfoptError, match="truncated: x ends at byte"),
+        OutputFile(tmp_path / "out", checksums=checksums) as out,
+    ):
+        out.copy(dataclasses.replace(extent, size=size + 1))
 
 
 def test_copying_to_where_the_kernel_cannot(tmp_path):

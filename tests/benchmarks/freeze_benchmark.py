@@ -2,6 +2,7 @@
 
     python tests/benchmarks/freeze_benchmark.py [--megabytes 100 400 1500]
         [--rounds=3] [--memory_limit_gb=20] [--folder=DIR] [--only ours]
+        [--partial=2600]
 
 Each model is one float32 embedding of width 128 and two small dense layers. Rows:
 
@@ -15,6 +16,9 @@ Every row is a process of its own; time is from its start to its end, and memory
 peak of its resident set. "less" is both without what the same command takes for a model
 of 1 MB: start-up. Of several rounds, taken in turns, the fastest counts; TensorFlow's
 way runs once, under a limit of its address space.
+
+`--partial` instead freezes one model that no single protobuf message can hold, keeping
+its embedding as a variable, and compares the outputs of both.
 """
 
 import argparse
@@ -94,8 +98,24 @@ with open(sys.argv[2], "wb") as file:
     file.write(frozen.graph.as_graph_def().SerializeToString())
 """
 
+COMPARE = """
+import sys
+import numpy as np
+import tensorflow as tf
 
-def run(command, limit=None):
+ids = tf.constant(np.random.default_rng(0).integers(0, int(sys.argv[3]), (64, 3)))
+results = []
+for path in sys.argv[1:3]:
+    model = tf.saved_model.load(path)
+    results.append(model.signatures["serving_default"](ids=tf.cast(ids, tf.int32))["y"])
+    del model
+gap = float(np.max(np.abs(results[0] - results[1])))
+print(f"largest difference of {results[0].shape} outputs: {gap:.3g}")
+sys.exit(gap > 1e-5)
+"""
+
+
+def run(command, limit=None, show=False):
     """Runs a command; returns seconds and megabytes, or why it failed."""
 
     def limit_memory():
@@ -106,7 +126,7 @@ def run(command, limit=None):
     process = subprocess.Popen(
         list(map(str, command)),
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.DEVNULL,
+        stdout=None if show else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=limit_memory,
     )
@@ -136,13 +156,19 @@ def commands(model, target):
     }
 
 
-def measure(folder, megabytes, rounds, limit, only):
-    """Returns row -> (seconds, megabytes), or why it failed."""
-    model, target = folder / "model", folder / "frozen.pb"
+def build(model, megabytes):
+    """Builds the model; returns the rows of its embedding."""
     rows = megabytes * 1_000_000 // (WIDTH * 4)
     built = run([sys.executable, "-c", BUILD, model, rows])
     if isinstance(built, str):
         sys.exit(f"cannot build the model: {built}")
+    return rows
+
+
+def measure(folder, megabytes, rounds, limit, only):
+    """Returns row -> (seconds, megabytes), or why it failed."""
+    model, target = folder / "model", folder / "frozen.pb"
+    build(model, megabytes)
     wanted = {
         name: command
         for name, command in commands(model, target).items()
@@ -188,6 +214,22 @@ def show(megabytes, found, base):
             print(f"tfopt beyond start-up / {name}: {ratio:.2f}")
 
 
+def partial(folder, megabytes, limit):
+    """Freezes a large model but for its embedding, and compares."""
+    model, graph, target = folder / "model", folder / "frozen.pb", folder / "frozen"
+    rows = build(model, megabytes)
+    tool = [
+        sys.executable,
+        ROOT / "tools/freeze_graph.py",
+        f"--input_saved_model_dir={model}",
+    ]
+    print(f"{megabytes} MB as one graph:", run([*tool, f"--output_graph={graph}"]))
+    kept = [f"--output_saved_model_dir={target}", "--keep_variables_over=1000000"]
+    print("partly, seconds and MB:", run([*tool, *kept], show=True))
+    compare = [sys.executable, "-c", COMPARE, model, target, rows]
+    print("compared, seconds and MB:", run(compare, limit, show=True))
+
+
 def main():
     """Builds, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -196,8 +238,13 @@ def main():
     parser.add_argument("--memory_limit_gb", type=float, default=20)
     parser.add_argument("--folder", default=None, help="where the models are built")
     parser.add_argument("--only", choices=["ours"], default=None)
+    parser.add_argument("--partial", type=int, default=None, metavar="MEGABYTES")
     options = parser.parse_args()
     limit = int(options.memory_limit_gb * 1e9)
+    if options.partial is not None:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            partial(pathlib.Path(folder), options.partial, limit)
+        return
     base = None
     for megabytes in [1, *options.megabytes]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:

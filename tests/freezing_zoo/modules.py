@@ -415,3 +415,41 @@ def many_variables(module):
         return {"y": x}
 
     return function(X_SPEC)(call)
+
+
+@model()
+def batching(module):
+    module.w = weights(4, 3)
+
+    @tf.nondifferentiable_batch_function(1, 8, 10)
+    def product(x):
+        return x @ module.w
+
+    return function(X_SPEC)(lambda x: {"y": product(x)})
+
+
+@model()
+def compiled(module):
+    module.w, module.table = weights(4, 3), weights(5, 3)
+
+    @tf.function(jit_compile=True)
+    def product(x):
+        return x @ module.w + tf.gather(module.table, [1, 4])
+
+    return function(X_SPEC)(lambda x: {"y": product(x)})
+
+
+@model(kept=["AssignVariableOp"])
+def handle_through_branches(module):
+    """One branch writes what the other only reads."""
+    module.state, module.w = weights(4, 3), weights(4, 3)
+
+    def call(x):
+        def write():
+            module.state.assign(module.state + 1.0)
+            return x @ module.state
+
+        y = tf.cond(tf.reduce_sum(x) > 1e9, write, lambda: x @ module.state)
+        return {"y": y + x @ module.w}
+
+    return function(X_SPEC)(call)

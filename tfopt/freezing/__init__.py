@@ -134,7 +134,9 @@ def freeze(
 
             graph = inlining.inline(opened, graph, first)
         with artifacts.atomic_path(output) as temporary:
-            _write(temporary, output_format, opened, graph, first)
+            # Bytes that are compared afterwards need no check while they are copied.
+            checksums = verify == "structure" or output_format == "text"
+            _write(temporary, output_format, opened, graph, first, checksums)
             details = report.details(opened, plan, graph, first)
             details["verified"] = _verify(
                 temporary,
@@ -164,6 +166,7 @@ def _write(
     source: Source,
     graph: Rewritten,
     first: State,
+    checksums: bool,
 ) -> None:
     tree = outputs.graph_tree(source, graph)
     saved_model = output_format == "saved_model"
@@ -173,10 +176,17 @@ def _write(
     outputs.check_size(tree, values, saved_model=saved_model)
     if saved_model:
         outputs.write_saved_model(
-            tree, path, source=source, graph=graph, stored=first.stored
+            tree,
+            path,
+            source=source,
+            graph=graph,
+            stored=first.stored,
+            checksums=checksums,
         )
     else:
-        outputs.write_graph(tree, path, text=output_format == "text")
+        outputs.write_graph(
+            tree, path, text=output_format == "text", checksums=checksums
+        )
 
 
 def _verify(

@@ -162,6 +162,7 @@ def check_bytes(
         The number of bytes compared.
 
     Raises:
+        TfoptError: The checkpoint is damaged, so the constants are.
         VerificationError: A constant is missing or differs.
     """
     graph = written.graph
@@ -175,6 +176,8 @@ def check_bytes(
         total += constant.value.size_bytes
         node, extent = small.get(key), written.large.get(key)
         if node is None or not _same(constant, node, extent, checkpoint):
+            # Whose fault is it? Raises if the checkpoint itself is damaged.
+            checkpoint.verify([constant.value.saved.key])
             raise VerificationError(
                 "A constant in the frozen graph differs from the checkpoint. Expected "
                 "the same bytes; this is a bug in tfopt, please report it. Received: "

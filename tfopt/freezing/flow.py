@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tfopt.savedmodel import protos
+from tfopt.types import ConversionError
 
 
 class Variable(NamedTuple):
@@ -291,6 +292,11 @@ class Flow:
     def body(self, function: str) -> Body:
         """Returns a function's body."""
         if function not in self._bodies:
+            if function not in self.library:
+                raise ConversionError(
+                    "The graph calls a function that it doesn't have. Expected an "
+                    f"undamaged model. Received: function={function!r}"
+                )
             definition = self.library[function]
             self._bodies[function] = Body(
                 definition.node_def,
@@ -362,6 +368,12 @@ class Flow:
         key = (function, arguments)
         if key not in self._known:
             body = self.body(function)
+            if len(body.arguments) != len(arguments):
+                raise ConversionError(
+                    "The graph calls a function in a way that isn't understood. "
+                    f"Expected {len(body.arguments)} arguments. "
+                    f"Received: {len(arguments)} for function={function!r}"
+                )
             values = dict(zip(body.arguments, arguments, strict=True))
             # Known before it is complete: a recursive call sees what there is so far.
             self._known[key] = context = Context(body, arguments, values)

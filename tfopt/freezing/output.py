@@ -112,9 +112,18 @@ def check_size(tree: Tree, values: Iterable[Value], *, saved_model: bool) -> Non
     )
 
 
-def write_graph(tree: Tree, path: pathlib.Path, *, text: bool) -> None:
-    """Writes a GraphDef file, binary or text."""
-    with OutputFile(path) as out:
+def write_graph(
+    tree: Tree, path: pathlib.Path, *, text: bool, checksums: bool = True
+) -> None:
+    """Writes a GraphDef file, binary or text.
+
+    Args:
+        tree: The GraphDef.
+        path: The file.
+        text: Whether to write protobuf's text format.
+        checksums: See `OutputFile`.
+    """
+    with OutputFile(path, checksums=checksums) as out:
         if text:
             tree.write_text(out)
         else:
@@ -128,10 +137,11 @@ def write_saved_model(
     source: Source,
     graph: Rewritten,
     stored: Mapping[str, Value],
+    checksums: bool = True,
 ) -> None:
     """Writes a SavedModel directory with its assets and kept variables."""
     path.mkdir()
-    with OutputFile(path / "saved_model.pb") as out:
+    with OutputFile(path / "saved_model.pb", checksums=checksums) as out:
         tree.write(out)
     if stored and source.checkpoint is not None:
         (path / "variables").mkdir()

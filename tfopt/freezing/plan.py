@@ -252,9 +252,9 @@ class _Decider:
         self, name: str, value: Value | None, reason: str, uses: Sequence[Use] = ()
     ) -> None:
         storage: Literal["init", "variables", "none"] = "init"
-        if value is None or reason == "initialised":
+        if value is None:
             storage = "none"
-        elif self._has_variables and reason not in ("written",):
+        elif self._has_variables and reason not in ("written", "initialised"):
             storage = "variables"
         self.kept[name] = Kept(name, reason, tuple(uses), value, storage)
 

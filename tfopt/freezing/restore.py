@@ -128,12 +128,18 @@ def reachable(nodes: Iterable[Any], roots: Iterable[str]) -> list[Any]:
 
 
 def _created(body: Body, node: Any, inputs: Sequence[Atoms]) -> list[Atoms] | None:
-    """Handles, constant text, and what RestoreV2 reads (a `flow.Source`)."""
+    """Handles, constant text, and what is read from files (a `flow.Source`)."""
     if node.op == "Const":
         tensor = attr(node, "value").tensor
         if tensor.dtype != dtypes.STRING:
             return []
         return [frozenset([Text(_strings(tensor))])]
+    if node.op in ("Restore", "RestoreSlice"):  # Of TF1's first savers.
+        names = _text(inputs[1])
+        parts = _text(inputs[2]) if node.op == "RestoreSlice" else (b"",)
+        if names is None or parts is None:
+            return []
+        return [frozenset([Restored(names[0].decode(), parts[0].decode())])]
     if node.op == "RestoreV2":
         names, parts = (_text(atoms) for atoms in inputs[1:3])
         if names is None or parts is None:

@@ -1,8 +1,8 @@
 """Byte ranges of files: checksummed reading, and copying from file to file.
 
 Large ranges go from the page cache of one file to that of the other inside the kernel
-(`copy_file_range`), so copying a gigabyte takes no memory here. Each chunk is also read
-once for its checksum, just before it is copied, which is cheap while it is cached.
+(`copy_file_range`), so copying a gigabyte takes no memory here. Each chunk is read for
+its checksum just before it is copied, unless the caller checks the copy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tfopt.types import TfoptError
 
 _CHUNK = 1 << 20
 _SMALL = 1 << 16
+_WRITEBACK = 16 << 20
 
 # What the kernel answers where it cannot copy between these two files.
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -45,6 +46,11 @@ class Extent:
 class OutputFile:
     """A file written front to back, with small writes gathered.
 
+    Args:
+        path: Where it is written.
+        checksums: Whether `copy` compares checksums of large ranges. Turn it off only
+            to check the copy itself, so that the bytes are read once.
+
     Example:
         >>> import tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "x")
@@ -54,12 +60,15 @@ class OutputFile:
         3
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, checksums: bool = True):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._descriptor = os.open(path, flags, 0o666)
+        self._checksums = checksums
+        self._kernel_copy = hasattr(os, "copy_file_range")
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._kernel_copy = hasattr(os, "copy_file_range")
+        self._written = 0
+        self._scheduled = 0
         self.position = 0
 
     def __enter__(self) -> OutputFile:
@@ -81,10 +90,11 @@ class OutputFile:
             self._flush()
 
     def copy(self, extent: Extent) -> None:
-        """Appends a range of another file, checking its checksum on the way.
+        """Appends a range of another file.
 
         Raises:
-            TfoptError: The file is missing, too short or damaged.
+            TfoptError: The file is missing or too short, or its checksum differs; of
+                large ranges that is checked unless `checksums=False` was given.
         """
         if extent.size <= _SMALL:
             for chunk in read(extent):
@@ -92,31 +102,64 @@ class OutputFile:
             return
         self._flush()
         with _open(extent) as source:
-            position = extent.offset
-            for chunk in _chunks(source, extent):
-                self._append(source, position, chunk)
-                position += len(chunk)
+            rest = extent
+            if not self._checksums:
+                done = self._copy(source, extent.offset, extent.size)
+                rest = dataclasses.replace(
+                    extent,
+                    offset=extent.offset + done,
+                    size=extent.size - done,
+                    masked_crc=None,
+                )
+            offset = rest.offset
+            for chunk in _chunks(source, rest):
+                done = self._copy(source, offset, len(chunk))
+                self._append(memoryview(chunk)[done:])
+                offset += len(chunk)
         self.position += extent.size
 
-    def _append(self, source: int, offset: int, chunk: bytes) -> None:
-        """Appends `chunk`, which stands at `offset` of the open file `source`."""
+    def _copy(self, source: int, offset: int, size: int) -> int:
+        """Appends bytes of an open file; returns how many the kernel would copy."""
         done = 0
-        while self._kernel_copy and done < len(chunk):
+        while self._kernel_copy and done < size:
+            length = min(_WRITEBACK, size - done)
             try:
                 count = os.copy_file_range(
-                    source, self._descriptor, len(chunk) - done, offset + done
+                    source, self._descriptor, length, offset + done
                 )
             except OSError as error:
                 if error.errno not in _NO_KERNEL_COPY:
                     raise
                 count = 0
-            # Some file systems answer 0 instead of an error: copy the chunk itself.
+            # At the end of the file, but some file systems also answer so for "no".
             self._kernel_copy = count > 0
             done += count
-        _write_all(self._descriptor, memoryview(chunk)[done:])
+            self._count(count)
+        return done
+
+    def _append(self, data: memoryview) -> None:
+        while data:
+            count = os.write(self._descriptor, data)
+            data = data[count:]
+            self._count(count)
+
+    def _count(self, count: int) -> None:
+        """Notes what was written, and lets the disk start with it.
+
+        Writing to disk while more is copied hides most of the time of the fsync that
+        atomic replacement ends with. There is no plain call for it, but pages that are
+        declared unneeded while they are dirty are scheduled to be written.
+        """
+        self._written += count
+        size = self._written - self._scheduled
+        if size >= _WRITEBACK and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(
+                self._descriptor, self._scheduled, size, os.POSIX_FADV_DONTNEED
+            )
+            self._scheduled = self._written
 
     def _flush(self) -> None:
-        _write_all(self._descriptor, memoryview(b"".join(self._pending)))
+        self._append(memoryview(b"".join(self._pending)))
         self._pending = []
         self._pending_bytes = 0
 
@@ -197,8 +240,3 @@ def _open(extent: Extent) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
