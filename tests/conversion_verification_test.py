@@ -293,6 +293,37 @@ def test_missing_ranges_are_reported_filled_or_accepted():
     assert filled["float_operators"] == []
 
 
+@tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1], name="image")])
+def half_empty(image):
+    """Two of four channels are pruned away; one of these still has a bias."""
+    kernel = np.random.default_rng(5).normal(size=[3, 3, 1, 4]).astype(np.float32)
+    kernel[..., 2:] = 0
+    limits = abs(kernel).max((0, 1, 2))
+    quantized = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        kernel, -limits, limits, narrow_range=True
+    )
+    image = tf.quantization.fake_quant_with_min_max_args(image, -1, 1)
+    features = tf.nn.conv2d(image, quantized, 1, "VALID") + [0.5, -0.5, 2.0, 0.0]
+    features = tf.quantization.fake_quant_with_min_max_args(tf.nn.relu(features), 0, 6)
+    return {"features": features}
+
+
+def test_empty_channels_keep_their_bias():
+    result = conversion.convert_with_report(half_empty, quantization="int8")
+    image = np.random.default_rng(6).uniform(-1, 1, [4, 8, 8, 1]).astype(np.float32)
+    actual = run(result.content, {"image": image})["features"]
+    assert np.allclose(actual[..., 2], 2, atol=6 / 255)
+    assert np.all(actual[..., 3] == 0)
+    agreement = result.report["verification"]["outputs"]["features"]
+    assert agreement["max_error"] < 1e-5
+
+
+def test_empty_channels_would_lose_it_untidied(monkeypatch):
+    monkeypatch.setattr(_freezing, "_open_ranges", lambda operation: {})
+    with pytest.raises((VerificationError, ConversionError)):
+        conversion.convert(half_empty, quantization="int8")
+
+
 def test_existing_ranges_outrank_the_data():
     def step(content):
         file = tflite_file.read(content)

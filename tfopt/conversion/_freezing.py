@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
@@ -24,6 +25,7 @@ def freeze(function: Any) -> Any:
     Reshapes that spell out the batch size, as Keras's Reshape and Flatten layers do,
     get the constant shape `[-1, ...]` instead. The values are the same, while the
     TFLite file loses five operators per layer and XNNPACK can take the whole graph.
+    Empty weight ranges of channels that pruning has emptied are opened.
 
     Args:
         function: A concrete function; its inputs and outputs keep order and names.
@@ -40,7 +42,7 @@ def freeze(function: Any) -> Any:
         raise ConversionError(
             f"Cannot freeze the model: {_errors.condense(error)}"
         ) from error
-    return _with_constant_shapes(frozen)
+    return _tidied(frozen)
 
 
 def has_fake_quant(function: Any) -> bool:
@@ -100,26 +102,55 @@ def _nodes(function: Any) -> Iterator[Any]:
         yield from inner.node_def
 
 
-def _with_constant_shapes(function: Any) -> Any:
-    shapes = {
-        operation.name: (shape, operation.inputs[1].dtype)
+def _tidied(function: Any) -> Any:
+    edits = {
+        operation.name: inputs
         for operation in function.graph.get_operations()
-        if operation.type == "Reshape"
-        and operation.inputs[1].op.type != "Const"
-        and (shape := _shape_with_one_free(operation.outputs[0].shape)) is not None
+        if (inputs := _better_constants(operation))
     }
-    if not shapes:
+    if not edits:
         return function
     definition = function.graph.as_graph_def()
     for node in list(definition.node):
-        if node.name not in shapes:
-            continue
-        shape, dtype = shapes[node.name]
-        constant = definition.node.add(name=f"{node.name}/constant_shape", op="Const")
-        constant.attr["dtype"].type = dtype.as_datatype_enum
-        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(shape, dtype))
-        node.input[1] = constant.name
+        for position, value in edits.get(node.name, {}).items():
+            constant = definition.node.add(
+                name=f"{node.name}/constant_{position}", op="Const"
+            )
+            tensor = tf.make_tensor_proto(value)
+            constant.attr["dtype"].type = tensor.dtype
+            constant.attr["value"].tensor.CopyFrom(tensor)
+            node.input[position] = constant.name
     return _to_function(definition, function)
+
+
+def _better_constants(operation: Any) -> dict[int, np.ndarray]:
+    """Returns the inputs of an operation to replace, by position."""
+    if operation.type == "Reshape" and operation.inputs[1].op.type != "Const":
+        shape = _shape_with_one_free(operation.outputs[0].shape)
+        if shape is not None:
+            return {1: np.array(shape, operation.inputs[1].dtype.as_numpy_dtype)}
+    if operation.type == "FakeQuantWithMinMaxVarsPerChannel":
+        return _open_ranges(operation)
+    return {}
+
+
+def _open_ranges(operation: Any) -> dict[int, np.ndarray]:
+    # A channel pruned to zeros has an empty range. The converter would give it the
+    # scale 0, which loses its bias; all zeros, it is exact with every other range.
+    low, high = (_constant(tensor) for tensor in operation.inputs[1:3])
+    if low is None or high is None:
+        return {}
+    empty = low >= high
+    if not empty.any():
+        return {}
+    limit = np.abs([low, high]).max() or np.float32(1)
+    return {1: np.where(empty, -limit, low), 2: np.where(empty, limit, high)}
+
+
+def _constant(tensor: tf.Tensor) -> np.ndarray | None:
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tf.get_static_value(tensor)
 
 
 def _shape_with_one_free(shape: tf.TensorShape) -> list[int] | None:
