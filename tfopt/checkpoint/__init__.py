@@ -65,7 +65,7 @@ def slim_checkpoint(
             fit it; or it is unknown what is trainable.
 
     Example:
-        >>> artifact = slim_checkpoint("saved_model", "light", dtype="float16")
+        >>> artifact = slim_checkpoint(model, "light", dtype="float16")
         >>> artifact.format, artifact.details["converted"]
         ('checkpoint', 2)
     """

@@ -99,8 +99,8 @@ class LightCheckpoint(_Callback):
             )
         checkpoints.check_options(keep, dtype)
         self.directory = os.fspath(directory)
-        self.every_epochs = 1 if every_steps is None else None
-        self.every_epochs = every_epochs or self.every_epochs
+        by_default = 1 if every_steps is None else None
+        self.every_epochs = by_default if every_epochs is None else every_epochs
         self.every_steps = every_steps
         self.monitor = monitor
         self.mode = mode if monitor is None else _mode(monitor, mode)
@@ -110,6 +110,7 @@ class LightCheckpoint(_Callback):
         self.dtype: StoredDtype = dtype
         self._state = read_state(self.directory)
         self._step = self._saved_step = self._batch = self._epoch = 0
+        self._last_logs: Any = None
 
     @property
     def latest(self) -> str | None:
@@ -162,7 +163,7 @@ class LightCheckpoint(_Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Saves the final weights, if they are not saved yet."""
         if not self.save_best_only and self._step > self._saved_step:
-            self._consider(getattr(self, "_last_logs", logs))
+            self._consider(self._last_logs)
 
     def _consider(self, logs: Any) -> None:
         value = None if self.monitor is None else self._value(logs or {})

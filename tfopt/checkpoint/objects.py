@@ -27,7 +27,11 @@ _VALUE_SUFFIX = f"/.ATTRIBUTES/{VALUE}"
 # Keras 3 optimizer. Layers in Python lists and dicts are reachable only this way.
 _TRAINED = "_trainable_variables"
 _METRIC_EDGES = {"metrics", "_metrics", "compiled_metrics", "_compile_metrics"}
-_METRIC_STATE = {"total", "count"}  # Mean and whatever is derived from it
+# State of Keras's metrics; one of the first two alone may be a layer's.
+_METRIC_STATE = {
+    *("total", "count", "total_cm", "true_positives", "true_negatives"),
+    *("false_positives", "false_negatives"),
+}
 _RANDOM_EDGES = ("seed_generator", "random_generator")
 
 OPTIMIZER, METRICS = "optimizer", "metrics"
@@ -249,7 +253,9 @@ def _refusal(graph: Any, parent: int, edge: Any, optimizers: set[int]) -> str | 
         return None if _TRAINED in held else OPTIMIZER
     if parent == 0 and name == "save_counter":
         return COUNTER
-    if name in _METRIC_EDGES or held - {"_variables"} == _METRIC_STATE:
+    state = held - {"_variables"}
+    is_metric = bool(state) and state <= _METRIC_STATE
+    if name in _METRIC_EDGES or (is_metric and state not in ({"total"}, {"count"})):
         return METRICS
     if name.endswith(_RANDOM_EDGES) or "_state_var" in held:
         return SEEDS

@@ -235,10 +235,11 @@ def _filter(plan: Plan, keep: str) -> Plan:
     if keep == "inference":
         return plan
     if all(item.trainable is None for item in plan.items):
+        graph = f" or its graph {plan.where}.meta" if plan.kind == "saver" else ""
         raise TfoptError(
             "The checkpoint doesn't say which of its weights are trainable. Expected "
-            "`model` (a Keras model or its file; --model) beside it, or, for TF1, its "
-            f"graph in {plan.where}.meta. Received: keep='trainable', model=None"
+            f"`model`, a Keras model or its file (--model),{graph} beside it. "
+            f"Received: keep='trainable', model=None, path={plan.where!r}"
         )
     gone = [item.key for item in plan.items if not item.trainable]
     return dataclasses.replace(
