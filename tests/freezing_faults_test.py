@@ -81,10 +81,10 @@ def test_execution_tells_differences_and_randomness(model, tmp_path):
 
 
 def test_changed_bytes_are_noticed(model, tmp_path, monkeypatch):
-    written = output.write_graph
+    written = output.write
 
-    def write_and_damage(tree, path, **options):
-        written(tree, path, **options)
+    def write_and_damage(model, path, **options):
+        written(model, path, **options)
         data = bytearray(path.read_bytes())
         value = weights(1, 3, 50).numpy().tobytes()
         data[data.index(value) + 100] ^= 1
@@ -92,7 +92,7 @@ def test_changed_bytes_are_noticed(model, tmp_path, monkeypatch):
 
     freeze(model, tmp_path / "a.pb")
     before = (tmp_path / "a.pb").read_bytes()
-    monkeypatch.setattr(output, "write_graph", write_and_damage)
+    monkeypatch.setattr(output, "write", write_and_damage)
     with pytest.raises(VerificationError, match=r"differs from the checkpoint.*large"):
         freeze(model, tmp_path / "a.pb")
     freeze(model, tmp_path / "b.pb", verify="structure")  # Which doesn't look.

@@ -337,6 +337,11 @@ def test_options_that_do_not_fit_the_source(checkpoint, model, tmp_path):
         freeze(model, tmp_path / "a", tags=["train"])
     with pytest.raises(TfoptError, match=r"\['counted', 'serving_default'\].*'none'"):
         freeze(model, tmp_path / "a", signature_keys=["none"])
+    for option in ("output_format", "stateful", "verify"):
+        with pytest.raises(ValueError, match=f"Unknown {option}.*{option}='no'"):
+            freeze(model, tmp_path / "a", **{option: "no"})
+    with pytest.raises(ValueError, match=r"list of strings.*signature_keys='counted'"):
+        freeze(model, tmp_path / "a", signature_keys="counted")
     assert not list(tmp_path.iterdir())
 
 

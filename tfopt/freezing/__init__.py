@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+import typing
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from tfopt import artifacts
 from tfopt.freezing import checking, report, rewrite, sources, state
 from tfopt.freezing import output as outputs
 from tfopt.freezing import plan as plans
-from tfopt.freezing.plan import Plan
-from tfopt.freezing.rewrite import Rewritten
-from tfopt.freezing.sources import Source
-from tfopt.freezing.state import State
+from tfopt.freezing.output import FrozenModel
 from tfopt.types import Artifact
 
 # Digests of larger outputs would take longer than writing them.
 _MEASURE_UP_TO = 8 << 20
 
 OutputFormat = Literal["graph_def", "saved_model", "text"]
+Stateful = Literal["keep", "error"]
 Verify = Literal["structure", "bytes", "execution"]
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def freeze(
     inline_functions: bool = False,
     variable_names_denylist: Sequence[str] = (),
     keep_variables_over: int | None = None,
-    stateful: Literal["keep", "error"] = "keep",
+    stateful: Stateful = "keep",
     clear_devices: bool = True,
     checkpoint: str | None = None,
     output_node_names: Sequence[str] = (),
@@ -103,14 +102,18 @@ def freeze(
         >>> artifact.format, len(artifact.details["kept_variables"])
         ('graph_def', 0)
     """
-    saved_model = output_format == "saved_model"
-    if keep_variables_over is not None and not saved_model:
-        raise ValueError(
-            "Only a SavedModel can hold variables beside the graph. Expected "
-            '`keep_variables_over` with output_format="saved_model". '
-            f"Received: keep_variables_over={keep_variables_over}, "
-            f"output_format={output_format!r}"
-        )
+    _check_options(
+        output_format=output_format,
+        stateful=stateful,
+        verify=verify,
+        keep_variables_over=keep_variables_over,
+        lists={
+            "signature_keys": signature_keys,
+            "tags": tags,
+            "variable_names_denylist": variable_names_denylist,
+            "output_node_names": output_node_names,
+        },
+    )
     with sources.open_source(
         source,
         signature_keys=signature_keys,
@@ -123,7 +126,7 @@ def freeze(
             denylist=variable_names_denylist,
             keep_over=keep_variables_over,
             stateful=stateful,
-            has_variables=saved_model,
+            has_variables=output_format == "saved_model",
         )
         graph = rewrite.rewrite(
             plan.nodes, opened.library, plan.frozen, clear_devices=clear_devices
@@ -133,21 +136,13 @@ def freeze(
             from tfopt.freezing import inlining
 
             graph = inlining.inline(opened, graph, first)
+        model = FrozenModel(opened, plan, graph, first, output_format)
+        details = report.details(model)
         with artifacts.atomic_path(output) as temporary:
             # Bytes that are compared afterwards need no check while they are copied.
             checksums = verify == "structure" or output_format == "text"
-            _write(temporary, output_format, opened, graph, first, checksums)
-            details = report.details(opened, plan, graph, first)
-            details["verified"] = _verify(
-                temporary,
-                output_format,
-                opened,
-                plan,
-                graph,
-                first,
-                verify,
-                verify_data,
-            )
+            outputs.write(model, temporary, checksums=checksums)
+            details["verified"] = _verify(model, temporary, verify, verify_data)
         for warning in details["warnings"]:
             _LOGGER.warning("%s", warning)
         return artifacts.describe(
@@ -160,56 +155,47 @@ def freeze(
         )
 
 
-def _write(
-    path: pathlib.Path,
-    output_format: OutputFormat,
-    source: Source,
-    graph: Rewritten,
-    first: State,
-    checksums: bool,
+def _check_options(
+    *,
+    output_format: str,
+    stateful: str,
+    verify: str,
+    keep_variables_over: int | None,
+    lists: Mapping[str, Any],
 ) -> None:
-    tree = outputs.graph_tree(source, graph)
-    saved_model = output_format == "saved_model"
-    if saved_model:
-        tree = outputs.saved_model_tree(source, graph, first, tree)
-    values = [constant.value for constant in graph.constants]
-    outputs.check_size(tree, values, saved_model=saved_model)
-    if saved_model:
-        outputs.write_saved_model(
-            tree,
-            path,
-            source=source,
-            graph=graph,
-            stored=first.stored,
-            checksums=checksums,
-        )
-    else:
-        outputs.write_graph(
-            tree, path, text=output_format == "text", checksums=checksums
+    for name, value, choices in (
+        ("output_format", output_format, typing.get_args(OutputFormat)),
+        ("stateful", stateful, typing.get_args(Stateful)),
+        ("verify", verify, typing.get_args(Verify)),
+    ):
+        if value not in choices:
+            raise ValueError(
+                f"Unknown {name}. Expected one of {choices}. Received: {name}={value!r}"
+            )
+    for name, value in lists.items():
+        if isinstance(value, str):
+            raise ValueError(f"Expected a list of strings. Received: {name}={value!r}")
+    if keep_variables_over is not None and output_format != "saved_model":
+        raise ValueError(
+            "Only a SavedModel can hold variables beside the graph. Expected "
+            '`keep_variables_over` with output_format="saved_model". '
+            f"Received: keep_variables_over={keep_variables_over}, "
+            f"output_format={output_format!r}"
         )
 
 
 def _verify(
-    path: pathlib.Path,
-    output_format: OutputFormat,
-    source: Source,
-    plan: Plan,
-    graph: Rewritten,
-    first: State,
-    level: Verify,
-    data: str | None,
+    model: FrozenModel, path: pathlib.Path, level: Verify, data: str | None
 ) -> dict[str, Any]:
     """Checks the written output, and returns what was checked."""
-    saved_model = output_format == "saved_model"
+    source, graph, first = model.source, model.graph, model.state
     written = None
-    if output_format != "text":
-        written = checking.read_back(
-            path / "saved_model.pb" if saved_model else path,
-            "SavedModel" if saved_model else "GraphDef",
-        )
+    if model.output_format != "text":
+        kind = "SavedModel" if model.is_saved_model else "GraphDef"
+        written = checking.read_back(model.message_path(path), kind)
     checking.check_structure(
-        outputs.value_less(source, graph) if written is None else written.graph,
-        kept=plan.kept,
+        outputs.value_less(model) if written is None else written.graph,
+        kept=model.plan.kept,
         tensors=[*source.entry_nodes, *filter(None, [first.init_op])],
         has_checkpoint=bool(first.stored),
     )
@@ -223,7 +209,7 @@ def _verify(
     if level == "execution":
         done["execution"] = checking.check_execution(
             report.original_model(source),
-            report.frozen_model(path, output_format, source, graph, first),
+            report.frozen_model(model, path),
             source.signatures,
             data=data,
         )

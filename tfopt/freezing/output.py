@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tfopt.freezing.flow import producer
-from tfopt.freezing.plan import Value
+from tfopt.freezing.plan import Plan, Value
 from tfopt.freezing.rewrite import Rewritten, shape_proto
 from tfopt.freezing.sources import Source
 from tfopt.freezing.state import State
@@ -21,12 +22,84 @@ from tfopt.types import ConversionError, TfoptError
 _MAIN_OP = "saved_model_main_op"
 
 
-def graph_tree(source: Source, graph: Rewritten) -> Tree:
-    """Returns the GraphDef, with the variables' values where the checkpoint has them.
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+    """A frozen model, before it is written.
+
+    Attributes:
+        source: What it was made of.
+        plan: What became of the variables.
+        graph: The graph, of which constants still lack their values.
+        state: How a loader brings it into its first state.
+        output_format: `"graph_def"`, `"text"` or `"saved_model"`.
+    """
+
+    source: Source
+    plan: Plan
+    graph: Rewritten
+    state: State
+    output_format: str
+
+    @property
+    def is_saved_model(self) -> bool:
+        """Whether it is written as a directory with signatures and assets."""
+        return self.output_format == "saved_model"
+
+    @property
+    def assets(self) -> list[Any]:
+        """The AssetFileDefs whose tensor is in the graph."""
+        names = {node.name for node in self.graph.nodes}
+        return [
+            asset
+            for asset in self.source.assets
+            if producer(asset.tensor_info.name) in names
+        ]
+
+    def message_path(self, path: pathlib.Path) -> pathlib.Path:
+        """Returns the file of the message in what is written to `path`."""
+        return path / "saved_model.pb" if self.is_saved_model else path
+
+
+def write(model: FrozenModel, path: pathlib.Path, *, checksums: bool) -> None:
+    """Writes the model.
+
+    Args:
+        model: The model.
+        path: A new file or directory.
+        checksums: See `OutputFile`.
 
     Raises:
-        TfoptError: A slice had to be verified, and is damaged.
+        ConversionError: It would be over 2 GiB; nothing is written then.
+        TfoptError: The checkpoint is damaged, or an asset is missing.
     """
+    tree = _graph_tree(model)
+    if model.is_saved_model:
+        tree = _saved_model_tree(model, tree)
+    _check_size(tree, model)
+    if model.is_saved_model:
+        path.mkdir()
+    with OutputFile(model.message_path(path), checksums=checksums) as out:
+        if model.output_format == "text":
+            tree.write_text(out)
+        else:
+            tree.write(out)
+    if model.is_saved_model:
+        _write_variables(model, path / "variables")
+        _copy_assets(model, path)
+
+
+def value_less(model: FrozenModel) -> Any:
+    """Returns the GraphDef without the values of the constants for variables."""
+    message = protos.message_class("GraphDef")()
+    message.versions.CopyFrom(model.source.graph.versions)
+    message.node.extend(model.graph.nodes)
+    message.library.function.extend(model.graph.functions)
+    return message
+
+
+def _graph_tree(model: FrozenModel) -> Tree:
+    """Returns the GraphDef; large values stay where the checkpoint has them."""
+    source, graph = model.source, model.graph
     constants = {(entry.function, entry.node): entry.value for entry in graph.constants}
     checkpoint = source.checkpoint
     tree = Tree(protos.message_class("GraphDef")())
@@ -44,19 +117,9 @@ def graph_tree(source: Source, graph: Rewritten) -> Tree:
     return tree
 
 
-def value_less(source: Source, graph: Rewritten) -> Any:
-    """Returns the GraphDef without the values of the constants for variables."""
-    message = protos.message_class("GraphDef")()
-    message.versions.CopyFrom(source.graph.versions)
-    message.node.extend(graph.nodes)
-    message.library.function.extend(graph.functions)
-    return message
-
-
-def saved_model_tree(
-    source: Source, graph: Rewritten, state: State, content: Tree
-) -> Tree:
+def _saved_model_tree(model: FrozenModel, content: Tree) -> Tree:
     """Returns the SavedModel around a GraphDef."""
+    source, graph, state = model.source, model.graph, model.state
     meta = protos.message_class("MetaGraphDef")()
     old = source.meta_graph.meta_info_def
     info = meta.meta_info_def
@@ -73,37 +136,26 @@ def saved_model_tree(
         meta.signature_def[key].CopyFrom(signature)
     if state.init_op is not None:
         meta.collection_def[_MAIN_OP].node_list.value.append(state.init_op)
-    meta.asset_file_def.extend(live_assets(source, graph))
+    meta.asset_file_def.extend(model.assets)
     if state.saver_def is not None:
         meta.saver_def.CopyFrom(state.saver_def)
-    model = Tree(protos.message_class("SavedModel")(saved_model_schema_version=1))
-    model.children.append(("meta_graphs", Tree(meta, [("graph_def", content)])))
-    return model
+    tree = Tree(protos.message_class("SavedModel")(saved_model_schema_version=1))
+    tree.children.append(("meta_graphs", Tree(meta, [("graph_def", content)])))
+    return tree
 
 
-def live_assets(source: Source, graph: Rewritten) -> list[Any]:
-    """Returns the AssetFileDefs whose tensor is in the graph."""
-    names = {node.name for node in graph.nodes}
-    return [
-        asset for asset in source.assets if producer(asset.tensor_info.name) in names
-    ]
-
-
-def check_size(tree: Tree, values: Iterable[Value], *, saved_model: bool) -> None:
-    """Refuses what protobuf cannot hold, before anything is written.
-
-    Raises:
-        ConversionError: The message would be over 2 GiB.
-    """
+def _check_size(tree: Tree, model: FrozenModel) -> None:
+    """Refuses what protobuf cannot hold, before anything is written."""
     if tree.size <= wire.MAX_BYTES:
         return
+    values = [constant.value for constant in model.graph.constants]
     largest = sorted(values, key=lambda value: -value.size_bytes)[:5]
     listed = ", ".join(f"{v.name} ({v.size_bytes:,} bytes)" for v in largest)
     way_out = (
         "keep_variables_over=BYTES or variable_names_denylist, which leave large "
         "variables in the output's variables/ folder"
     )
-    if not saved_model:
+    if not model.is_saved_model:
         way_out = f'output_format="saved_model" with {way_out}'
     raise ConversionError(
         "The frozen graph is too large for one protobuf message. Expected at most "
@@ -112,49 +164,30 @@ def check_size(tree: Tree, values: Iterable[Value], *, saved_model: bool) -> Non
     )
 
 
-def write_graph(
-    tree: Tree, path: pathlib.Path, *, text: bool, checksums: bool = True
-) -> None:
-    """Writes a GraphDef file, binary or text.
-
-    Args:
-        tree: The GraphDef.
-        path: The file.
-        text: Whether to write protobuf's text format.
-        checksums: See `OutputFile`.
-    """
-    with OutputFile(path, checksums=checksums) as out:
-        if text:
-            tree.write_text(out)
-        else:
-            tree.write(out)
-
-
-def write_saved_model(
-    tree: Tree,
-    path: pathlib.Path,
-    *,
-    source: Source,
-    graph: Rewritten,
-    stored: Mapping[str, Value],
-    checksums: bool = True,
-) -> None:
-    """Writes a SavedModel directory with its assets and kept variables."""
-    path.mkdir()
-    with OutputFile(path / "saved_model.pb", checksums=checksums) as out:
-        tree.write(out)
-    if stored and source.checkpoint is not None:
-        (path / "variables").mkdir()
-        with BundleWriter(path / "variables" / "variables") as writer:
-            for key, value in stored.items():
-                _store(writer, key, value, source.checkpoint)
-    if source.folder is None:
+def _write_variables(model: FrozenModel, folder: pathlib.Path) -> None:
+    checkpoint = model.source.checkpoint
+    if not model.state.stored or checkpoint is None:
         return
-    for asset in live_assets(source, graph):
+    folder.mkdir()
+    with BundleWriter(folder / "variables") as writer:
+        for key, value in model.state.stored.items():
+            saved = value.saved
+            if saved.part is None:
+                writer.copy(checkpoint, saved.key, new_key=key)
+            else:
+                part = checkpoint.read(saved.key, saved.part)
+                writer.add(key, part, dtype=value.dtype)
+
+
+def _copy_assets(model: FrozenModel, path: pathlib.Path) -> None:
+    folder = model.source.folder
+    if folder is None:
+        return
+    for asset in model.assets:
         target = path / "assets" / asset.filename
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy_asset(source.folder / "assets" / asset.filename, target)
-    extra = source.folder / "assets.extra"
+        _copy_asset(folder / "assets" / asset.filename, target)
+    extra = folder / "assets.extra"
     if extra.is_dir():
         shutil.copytree(extra, path / "assets.extra")
 
@@ -166,16 +199,6 @@ def _copy_asset(origin: pathlib.Path, target: pathlib.Path) -> None:
             f"Received: {origin}"
         )
     shutil.copyfile(origin, target)
-
-
-def _store(
-    writer: BundleWriter, key: str, value: Value, checkpoint: BundleReader
-) -> None:
-    saved = value.saved
-    if saved.part is None:
-        writer.copy(checkpoint, saved.key, new_key=key)
-    else:
-        writer.add(key, checkpoint.read(saved.key, saved.part), dtype=value.dtype)
 
 
 def _function_tree(

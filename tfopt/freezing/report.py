@@ -5,11 +5,8 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from tfopt.freezing import output as outputs
-from tfopt.freezing.plan import Plan
-from tfopt.freezing.rewrite import Rewritten
+from tfopt.freezing.output import FrozenModel
 from tfopt.freezing.sources import SERVING_DEFAULT, Source
-from tfopt.freezing.state import State
 from tfopt.savedmodel import reader
 from tfopt.types import Signature
 
@@ -17,10 +14,9 @@ from tfopt.types import Signature
 _HEAVY_BYTES = 100 << 20
 
 
-def details(
-    source: Source, plan: Plan, graph: Rewritten, first: State
-) -> dict[str, Any]:
+def details(model: FrozenModel) -> dict[str, Any]:
     """Returns the `Artifact.details` of a freeze, as plain JSON data."""
+    graph, plan = model.graph, model.plan
     constant_bytes = sum(entry.value.size_bytes for entry in graph.constants)
     return {
         "nodes": len(graph.nodes),
@@ -38,14 +34,14 @@ def details(
             for kept in plan.kept.values()
         ],
         "tables": sorted(plan.tables),
-        "init_op": first.init_op,
-        "asset_feeds": asset_feeds(source, graph),
+        "init_op": model.state.init_op,
+        "asset_feeds": asset_feeds(model),
         "signatures": {
             key: {
                 "inputs": _tensors(signature.inputs),
                 "outputs": _tensors(signature.outputs),
             }
-            for key, signature in source.signatures.items()
+            for key, signature in model.source.signatures.items()
         },
         "warnings": _warnings(constant_bytes),
     }
@@ -59,18 +55,19 @@ def main_signature(source: Source) -> Signature:
     return reader.signature_of(key, source.signatures[key])
 
 
-def asset_feeds(source: Source, graph: Rewritten) -> dict[str, str]:
+def asset_feeds(model: FrozenModel) -> dict[str, str]:
     """Returns tensor -> file that the init op of a plain graph has to be fed."""
-    if source.folder is None:
+    folder = model.source.folder
+    if folder is None:
         return {}
     return {
-        asset.tensor_info.name: str(source.folder / "assets" / asset.filename)
-        for asset in outputs.live_assets(source, graph)
+        asset.tensor_info.name: str(folder / "assets" / asset.filename)
+        for asset in model.assets
     }
 
 
 def original_model(source: Source) -> dict[str, Any]:
-    """Returns how `verify.check_execution` loads the source."""
+    """Returns how `checking.check_execution` loads the source."""
     if source.folder is not None:
         return {
             "kind": "saved_model",
@@ -84,22 +81,16 @@ def original_model(source: Source) -> dict[str, Any]:
     }
 
 
-def frozen_model(
-    path: pathlib.Path,
-    output_format: str,
-    source: Source,
-    graph: Rewritten,
-    first: State,
-) -> dict[str, Any]:
-    """Returns how `verify.check_execution` loads the result."""
-    if output_format == "saved_model":
-        tags = list(source.meta_graph.meta_info_def.tags) or [reader.SERVE]
+def frozen_model(model: FrozenModel, path: pathlib.Path) -> dict[str, Any]:
+    """Returns how `checking.check_execution` loads the result."""
+    if model.is_saved_model:
+        tags = list(model.source.meta_graph.meta_info_def.tags) or [reader.SERVE]
         return {"kind": "saved_model", "path": str(path), "tags": tags}
     return {
-        "kind": output_format,
+        "kind": model.output_format,
         "path": str(path),
-        "init_op": first.init_op,
-        "asset_feeds": asset_feeds(source, graph),
+        "init_op": model.state.init_op,
+        "asset_feeds": asset_feeds(model),
     }
 
 
