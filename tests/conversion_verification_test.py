@@ -303,7 +303,8 @@ def half_empty(image):
         kernel, -limits, limits, narrow_range=True
     )
     image = tf.quantization.fake_quant_with_min_max_args(image, -1, 1)
-    features = tf.nn.conv2d(image, quantized, 1, "VALID") + [0.5, -0.5, 2.0, 0.0]
+    features = tf.nn.conv2d(image, quantized, 1, "VALID")
+    features = tf.nn.bias_add(features, [0.5, -0.5, 2.0, 0.0])
     features = tf.quantization.fake_quant_with_min_max_args(tf.nn.relu(features), 0, 6)
     return {"features": features}
 

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Conversion": "conversion",
     "ConversionError": "types",
     "Data": "data",
+    "LightCheckpoint": "checkpoint.callback",
     "PolynomialDecay": "schedules",
     "Prune": "methods.prune",
     "QuantizeAware": "methods.quantize_aware",
@@ -31,9 +32,13 @@ _PUBLIC = {
     "convert": "conversion",
     "convert_with_report": "conversion",
     "finalize": "training",
+    "freeze": "freezing",
     "interleave": "benchmark",
     "load_data": "data",
     "prepare": "training",
+    "recalibrate_batch_norm": "checkpoint.recalibration",
+    "restore_slim_checkpoint": "checkpoint.restoring",
+    "slim_checkpoint": "checkpoint",
     "sparsity": "analysis",
 }
 

@@ -37,8 +37,9 @@ def measure(
 
     Returns:
         By model: `accuracy` (fraction), `raw_bytes`, `gzip_bytes`, `gzip_ratio`, and
-        for `batch32` (one batch of 32 images), `loop` (all images, in batches of 32,
-        one after the other) and `threads` (the same through the multithreaded Runner)
+        for `batch32` (one batch of 32 images; `.tflite` files through the Runner),
+        `loop` (all images, in batches of 32; `.tflite` files by one interpreter in a
+        plain loop) and `threads` (the same through the multithreaded Runner)
         the median `*_ms` and `*_speedup` over the base model's Keras `predict`. None
         where something does not apply.
     """
@@ -52,7 +53,7 @@ def measure(
         loop = {name: _predict(model, images) for name, model in keras_models.items()}
         threads: dict[str, Callable[[], object]] = {"base": loop["base"]}
         for name, path in tflite.items():
-            once[name] = _plain_loop(path, [batch])
+            once[name] = functools.partial(runners[name].run, batch)
             loop[name] = _plain_loop(path, batches)
             threads[name] = functools.partial(runners[name].run, images)
         for name, path in files.items():

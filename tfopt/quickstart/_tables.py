@@ -32,7 +32,7 @@ _PUBLISHED_SPEEDUP = {
 }
 _TABLES = {
     "batch32": "1. One batch of 32 images",
-    "loop": "2. {images:,} test images in {batches} batches, one after the other",
+    "loop": "2. {images:,} test images in {batches} batches, plain loop",
     "threads": "3. The same {batches} batches through the multithreaded Runner",
 }
 
@@ -96,6 +96,8 @@ def _table(key: str, title: str, measured: Mapping[str, Mapping[str, Any]]) -> T
 
 def _notes(engine: str) -> list[str]:
     notes = [
+        "Table 1 runs .tflite files through the Runner, table 2 by one interpreter in "
+        "a plain loop.",
         "Times are medians of interleaved runs in one process. Speed-ups are over "
         "`predict(batch_size=32)` of the base model; most of what one batch gains is "
         "the fixed cost of a `predict` call.",
@@ -110,6 +112,7 @@ def _notes(engine: str) -> list[str]:
     if engine == "tfmot":
         notes.append(
             "The pruned and QAT rows are made by TensorFlow Model Optimization on "
-            "tf_keras, the best row and all conversions by tfopt."
+            "tf_keras, the best row and all conversions by tfopt. TFMOT's wrappers "
+            "store every kernel twice in qat.keras."
         )
     return notes
