@@ -24,7 +24,8 @@ StoredDtype = Literal["float32", "float16", "bfloat16"]
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}")
 _WIDE = ("float", "double")
 # gzip and digest of more bytes take far longer than writing them.
-_MEASURE_UP_TO = 1 << 28
+_MEASURE_UP_TO = 1 << 27
+_CHUNK = 1 << 20
 
 
 def write(plan: Plan, output: str, *, keep: str, dtype: StoredDtype) -> dict[str, Any]:
@@ -189,13 +190,20 @@ def _narrow(value: np.ndarray, dtype: StoredDtype) -> tuple[np.ndarray, str]:
 
         kind = np.dtype(ml_dtypes.bfloat16)
         smallest = float(ml_dtypes.finfo(ml_dtypes.bfloat16).tiny)
-    with np.errstate(over="ignore", under="ignore"):
-        cast = value.astype(kind)
-    lost = np.isinf(cast) & np.isfinite(value)
-    if lost.any():
-        largest = np.max(np.abs(value), where=np.isfinite(value), initial=0)
-        return value, f"values up to {float(largest):.4g} are beyond {dtype}"
-    largest = float(np.max(np.abs(value), where=np.isfinite(value), initial=0))
+    cast = np.empty(value.shape, kind)
+    source, target = value.reshape(-1), cast.reshape(-1)
+    largest, overflows = 0.0, False
+    for start in range(0, source.size, _CHUNK):
+        # By chunks, so that a large table takes no third copy.
+        part = source[start : start + _CHUNK]
+        finite = np.isfinite(part)
+        with np.errstate(over="ignore", under="ignore"):
+            narrow = part.astype(kind)
+        target[start : start + _CHUNK] = narrow
+        overflows |= bool((np.isinf(narrow) & finite).any())
+        largest = max(largest, float(np.max(np.abs(part), where=finite, initial=0)))
+    if overflows:
+        return value, f"values up to {largest:.4g} are beyond {dtype}"
     if 0 < largest < smallest:
         return value, f"all values, up to {largest:.4g}, are too small for {dtype}"
     return cast, ""
