@@ -55,6 +55,9 @@ RULES = {
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
+    "checkpoint": Rule(
+        "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
+    ),
     "conversion": Rule(
         "numpy tensorflow",
         "",

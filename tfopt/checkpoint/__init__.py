@@ -10,6 +10,7 @@ model and trainability of each weight. Tensors keep the keys of the source check
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from typing import Any, Literal, get_args
@@ -18,11 +19,24 @@ from tfopt.checkpoint import sources, writing
 from tfopt.checkpoint.writing import StoredDtype
 from tfopt.types import Artifact
 
-__all__ = ["slim_checkpoint"]
-
 Keep = Literal["inference", "trainable"]
 
 _LOGGER = logging.getLogger(__name__)
+# These need TensorFlow, which the command does without.
+_WITH_TENSORFLOW = {
+    "LightCheckpoint": "callback",
+    "recalibrate_batch_norm": "recalibration",
+    "restore_slim_checkpoint": "restoring",
+}
+
+__all__ = ["slim_checkpoint", *_WITH_TENSORFLOW]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TENSORFLOW:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_WITH_TENSORFLOW[name]}")
+    return getattr(module, name)
 
 
 def slim_checkpoint(
