@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from tfopt import _quiet, _signatures, artifacts
-from tfopt.types import TfoptError
+from tfopt.types import TfoptError, UsageError
 
 # Flags defined here belong to the tool that asked for them, so that its --helpshort
 # lists them.
@@ -197,6 +197,8 @@ def main(
         _show(result)
     except KeyboardInterrupt:
         _fail(tool, "interrupted", 130)
+    except UsageError as error:
+        _fail(tool, f"{error} (--helpshort lists the flags)", 2)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -14,6 +14,10 @@ class TfoptError(Exception):
     """An operation failed; the message says what, what was expected, how to fix."""
 
 
+class UsageError(ValueError):
+    """The flags of a command do not go together; the tool exits with 2."""
+
+
 class ConversionError(TfoptError):
     """A model could not be converted to the requested form."""
 

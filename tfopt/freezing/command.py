@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tfopt import freezing
-from tfopt.types import Artifact
+from tfopt.types import Artifact, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def freeze_graph(
             by default inputs are made up.
 
     Raises:
-        ValueError: Not exactly one input and one output.
+        UsageError: Not exactly one input and one output.
         TfoptError: See `tfopt.freeze`.
     """
     source = _only(
@@ -135,7 +135,7 @@ def _only(what: str, **given: str | None) -> str:
     values = [value for value in given.values() if value is not None]
     if len(values) != 1:
         received = [name for name, value in given.items() if value is not None]
-        raise ValueError(
+        raise UsageError(
             f"Which {what} is meant is unclear. Expected exactly one of "
             f"{', '.join(given)}. Received: {', '.join(received) or 'none'}"
         )
