@@ -74,7 +74,9 @@ def optimizers(keras):
     }
     if hasattr(make, "Muon"):  # Keras 3
         found["accumulation"] = lambda: make.Adam(gradient_accumulation_steps=3)
-        found["muon"] = lambda: make.Muon(0.01)
+        # Keras 3.12's Muon fails on TensorFlow variables, with or without Prune.
+        if not keras.__version__.startswith("3.12."):
+            found["muon"] = lambda: make.Muon(0.01)
     else:
         found["legacy"] = lambda: make.legacy.Adam()
     return found
@@ -272,7 +274,7 @@ def test_training_goes_on_under_the_masks(keras):
     model = samples.compiled(keras, optimizer=keras.optimizers.Adam(0.02))
     first = samples.fit(model, epochs=1).history["loss"][0]
     prune = Prune(final_sparsity=0.5, schedule="constant")
-    last = samples.fit(model, [prune], epochs=15).history["loss"][-1]
+    last = samples.fit(model, [prune], epochs=40).history["loss"][-1]
     assert last < first / 2
     prune.finalize(model)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -169,7 +171,8 @@ def as_patterns(name: str, patterns: Patterns) -> list[str] | None:
 
 def get_constraint(variable: Any) -> Callable[[Any], Any] | None:
     """Returns what the optimizer applies to a variable after each update, if any."""
-    return variable.constraint
+    constraint = variable.constraint
+    return getattr(constraint, "called", constraint)
 
 
 def set_constraint(variable: Any, constraint: Callable[[Any], Any] | None) -> None:
@@ -178,13 +181,37 @@ def set_constraint(variable: Any, constraint: Callable[[Any], Any] | None) -> No
     A train function that was traced before does not see it: call `retrace`.
     """
     if type(variable).__module__.startswith("keras."):
-        variable.constraint = constraint
+        variable.constraint = _as_keras_constraint(constraint)
         return
     # tf_keras has TensorFlow's variables, whose property has no setter; inside an
     # AutoCastVariable under mixed precision, and one per device under tf.distribute.
     variable = getattr(variable, "_variable", variable)
     for replica in getattr(variable, "values", None) or (variable,):
         replica._constraint = constraint
+
+
+def _as_keras_constraint(constraint: Callable[[Any], Any] | None) -> Any:
+    # Keras 3.12 takes only instances of its own class, 3.15 every callable.
+    keras = importlib.import_module("keras")
+    if constraint is None or isinstance(constraint, keras.constraints.Constraint):
+        return constraint
+    return _calling_class()(constraint)
+
+
+@functools.cache
+def _calling_class() -> type:
+    base: Any = importlib.import_module("keras").constraints.Constraint
+
+    class Calling(base):
+        """Calls a function; `get_constraint` returns that function."""
+
+        def __init__(self, called: Callable[[Any], Any]):
+            self.called = called
+
+        def __call__(self, weight: Any) -> Any:
+            return self.called(weight)
+
+    return Calling
 
 
 def retrace(model: Any) -> None:
