@@ -14,7 +14,7 @@ class TfoptError(Exception):
     """An operation failed; the message says what, what was expected, how to fix."""
 
 
-class UsageError(ValueError):
+class UsageError(TfoptError, ValueError):
     """The flags of a command do not go together; the tool exits with 2."""
 
 
