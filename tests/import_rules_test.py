@@ -58,6 +58,11 @@ RULES = {
     "checkpoint": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
+    "transforms": Rule(
+        "numpy",
+        "tensorflow google ml_dtypes rich",
+        "types artifacts affine masks savedmodel freezing",
+    ),
     "conversion": Rule(
         "numpy tensorflow",
         "",

@@ -1,0 +1,1 @@
+"""Graph rewrites, in the manner of the Graph Transform Tool."""
