@@ -357,5 +357,11 @@ def test_calibrating_loops_is_refused_because_it_crashes(keras):
 
     with pytest.raises(ConversionError, match=r"unroll=True.*dynamic"):
         convert(recurrent())
-    left = tflite_file.float_operators(tflite_file.read(convert(recurrent(unroll=True))))
-    assert {found.operator.name for found in left} <= {"SPLIT", "QUANTIZE", "DEQUANTIZE"}
+    left = tflite_file.float_operators(
+        tflite_file.read(convert(recurrent(unroll=True)))
+    )
+    assert {found.operator.name for found in left} <= {
+        "SPLIT",
+        "QUANTIZE",
+        "DEQUANTIZE",
+    }
