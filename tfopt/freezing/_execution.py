@@ -76,27 +76,44 @@ def _compare(
     request: Mapping[str, Any], signature: Mapping[str, Any], inputs: list[Any]
 ) -> dict[str, Any]:
     original, frozen = request["original"], request["frozen"]
-    exact = _run(original, signature, inputs, grappler=False)
-    again = _run(original, signature, inputs, grappler=False)
-    ours = _run(frozen, signature, inputs, grappler=False)
-    loose = _run(original, signature, inputs, grappler=True)
-    ours_loose = _run(frozen, signature, inputs, grappler=True)
+    exact = run(original, signature, inputs, grappler=False)
+    again = run(original, signature, inputs, grappler=False)
+    ours = run(frozen, signature, inputs, grappler=False)
+    loose = run(original, signature, inputs, grappler=True)
+    ours_loose = run(frozen, signature, inputs, grappler=True)
+    findings = compare(exact, again, ours)
+    for name, found in findings.items():
+        found["optimized_difference"] = difference(loose[name], ours_loose[name])
+    return findings
+
+
+def compare(
+    exact: Mapping[str, list[np.ndarray]],
+    again: Mapping[str, list[np.ndarray]],
+    ours: Mapping[str, list[np.ndarray]],
+) -> dict[str, dict[str, Any]]:
+    """Returns, for each output, how far two models are apart.
+
+    Args:
+        exact: Output -> values of the original, call by call.
+        again: The same of a second run, which differ if the model is random.
+        ours: The same of the other model.
+    """
     return {
         name: {
-            "deterministic": _equal(exact[name], again[name]),
-            "equal": _equal(exact[name], ours[name]),
+            "deterministic": equal(exact[name], again[name]),
+            "equal": equal(exact[name], ours[name]),
             "same_shapes": [a.shape for a in exact[name]]
             == [a.shape for a in ours[name]],
-            "difference": _difference(exact[name], ours[name]),
-            "optimized_difference": _difference(loose[name], ours_loose[name]),
-            "scale": _scale(exact[name]),
-            "epsilon": _epsilon(exact[name][0].dtype),
+            "difference": difference(exact[name], ours[name]),
+            "scale": scale(exact[name]),
+            "epsilon": epsilon(exact[name][0].dtype),
         }
         for name in exact
     }
 
 
-def _run(
+def run(
     model: Mapping[str, Any],
     signature: Mapping[str, Any],
     inputs: list[dict[str, np.ndarray]],
@@ -105,7 +122,7 @@ def _run(
 ) -> dict[str, list[np.ndarray]]:
     """Returns, for each output, its values call by call."""
     outputs = signature["outputs"]
-    with _session(model, grappler) as session:
+    with open_session(model, grappler) as session:
         calls = [session.run(list(outputs.values()), feed) for feed in inputs]
     return {
         name: [np.asarray(call[index]) for call in calls]
@@ -114,7 +131,13 @@ def _run(
 
 
 @contextlib.contextmanager
-def _session(model: Mapping[str, Any], grappler: bool) -> Iterator[Any]:
+def open_session(model: Mapping[str, Any], grappler: bool) -> Iterator[Any]:
+    """Yields a session with a model, in its first state.
+
+    Args:
+        model: See `checking.check_execution`.
+        grappler: Whether TensorFlow optimizes the graph.
+    """
     config = tf.compat.v1.ConfigProto()
     if not grappler:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -181,7 +204,8 @@ def _adapt(graph_def: Any, calls: bytes) -> None:
             node.attr["config_proto"].s = calls
 
 
-def _equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+def equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    """Returns whether all bits are the same."""
     return all(
         a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
         for a, b in zip(first, second, strict=True)
@@ -192,11 +216,11 @@ def _bits(array: np.ndarray) -> Any:
     return array.tolist() if array.dtype == object else array.tobytes()
 
 
-def _difference(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+def difference(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     """Returns the largest difference; infinite if the values cannot be subtracted."""
     largest = 0.0
     for a, b in zip(first, second, strict=True):
-        if _equal([a], [b]):
+        if equal([a], [b]):
             continue
         if a.shape != b.shape or a.dtype != b.dtype or a.dtype == object:
             return float("inf")
@@ -208,7 +232,7 @@ def _difference(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     return float("inf") if np.isnan(largest) else largest
 
 
-def _scale(arrays: list[np.ndarray]) -> float:
+def scale(arrays: list[np.ndarray]) -> float:
     """Returns the largest finite magnitude."""
     largest = 0.0
     for array in arrays:
@@ -219,7 +243,8 @@ def _scale(arrays: list[np.ndarray]) -> float:
     return largest
 
 
-def _epsilon(dtype: np.dtype) -> float:
+def epsilon(dtype: np.dtype) -> float:
+    """Returns the rounding unit of a floating type, 0 for others."""
     kind = tf.as_dtype(dtype)
     if not kind.is_floating and not kind.is_complex:
         return 0.0

@@ -239,26 +239,50 @@ def check_execution(
     Raises:
         VerificationError: They differ, or cannot be run.
     """
+    findings = compare_execution(original, frozen, signatures, data=data)
+    for key, outputs in findings.items():
+        for name, found in outputs.items():
+            _judge(f"{key}/{name}", found)
+    return findings
+
+
+def compare_execution(
+    original: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    signatures: Mapping[str, Any],
+    *,
+    data: str | None,
+) -> dict[str, Any]:
+    """Returns the findings of `check_execution`, whatever they are.
+
+    Raises:
+        VerificationError: A model cannot be run.
+    """
     request = {
         "original": dict(original),
         "frozen": dict(frozen),
         "data": data,
         "signatures": {
-            key: {
-                "inputs": _describe(signature.inputs, key),
-                "outputs": {
-                    name: reader.tensor_names(info)[0]
-                    for name, info in signature.outputs.items()
-                },
-            }
+            key: describe_signature(signature, key)
             for key, signature in signatures.items()
         },
     }
-    findings = _run_child(request)
-    for key, outputs in findings.items():
-        for name, found in outputs.items():
-            _judge(f"{key}/{name}", found)
-    return findings
+    return _run_child(request)
+
+
+def describe_signature(signature: Any, key: str) -> dict[str, Any]:
+    """Returns what running a signature takes, as plain data.
+
+    Raises:
+        VerificationError: An input isn't a plain tensor.
+    """
+    return {
+        "inputs": _describe(signature.inputs, key),
+        "outputs": {
+            name: reader.tensor_names(info)[0]
+            for name, info in signature.outputs.items()
+        },
+    }
 
 
 def _describe(inputs: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -298,7 +322,7 @@ def _run_child(request: Mapping[str, Any]) -> dict[str, Any]:
             check=False,
         )
     if done.returncode != 0:
-        reason = _reason(done.stderr)
+        reason = last_exception(done.stderr)
         raise VerificationError(
             "The models cannot be run for comparison. Expected inputs made up from the "
             "signature to work; give real ones with `verify_data` (an .npz file). "
@@ -307,7 +331,7 @@ def _run_child(request: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _reason(output: str) -> str:
+def last_exception(output: str) -> str:
     """Returns the message of the last exception in a process's output."""
     lines = output.strip().splitlines() or ["no message"]
     starts = [n for n, line in enumerate(lines) if _EXCEPTION.match(line)]

@@ -11,18 +11,13 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.grappler import tf_optimizer
 
-from tfopt.freezing import rewrite
-from tfopt.freezing.flow import attr, functions_of, producer
+from tfopt.freezing import functions, rewrite
+from tfopt.freezing.flow import producer
 from tfopt.freezing.rewrite import Constant, Rewritten, shape_proto
 from tfopt.freezing.sources import Source
 from tfopt.freezing.state import State
 from tfopt.savedmodel import protos
 from tfopt.types import ConversionError
-
-# TensorFlow lowers branches and loops with this attribute when it inlines, for good:
-# into TF1's Switch, Merge, Enter and Exit. Set aside, so that they stay functional.
-_LOWER = "_lower_using_switch_merge"
-_SET_ASIDE = "_tfopt_lower"
 
 
 def inline(source: Source, graph: Rewritten, first: State) -> Rewritten:
@@ -81,11 +76,7 @@ def _meta_graph(
             node.attr["shape"].shape.CopyFrom(
                 shape_proto(constants[node.name].value.shape)
             )
-    for nodes in _bodies(meta.graph_def):
-        for node in nodes:
-            if attr(node, _LOWER).b:
-                node.attr[_LOWER].b = False
-                node.attr[_SET_ASIDE].b = True
+    functions.set_lowering_aside(meta.graph_def)
     for key, signature in source.signatures.items():
         meta.signature_def[key].CopyFrom(signature)
     wanted = [*source.entry_nodes]
@@ -101,11 +92,7 @@ def _meta_graph(
 
 
 def _restore(graph: Any, constants: dict[str, Constant]) -> Rewritten:
-    for nodes in _bodies(graph):
-        for node in nodes:
-            if _SET_ASIDE in node.attr:
-                del node.attr[_SET_ASIDE]
-                node.attr[_LOWER].b = True
+    functions.restore_lowering(graph)
     found = []
     for node in graph.node:
         if node.name in constants:
@@ -113,24 +100,6 @@ def _restore(graph: Any, constants: dict[str, Constant]) -> Rewritten:
             node.op = "Const"
             node.attr.pop("shape", None)
             found.append(constant)
-    for nodes in _bodies(graph):
+    for nodes in functions.bodies(graph):
         rewrite.drop_dangling_colocation(nodes)
-    return Rewritten(list(graph.node), _used_functions(graph), found)
-
-
-def _used_functions(graph: Any) -> list[Any]:
-    """Returns the functions that are still called."""
-    library = {f.signature.name: f for f in graph.library.function}
-    used: set[str] = set()
-    pending = [graph.node]
-    while pending:
-        for node in pending.pop():
-            called = [f.name for v in node.attr.values() for f in functions_of(v)]
-            for name in {node.op, *called} & set(library) - used:
-                used.add(name)
-                pending.append(library[name].node_def)
-    return [function for name, function in library.items() if name in used]
-
-
-def _bodies(graph: Any) -> list[Any]:
-    return [graph.node, *(function.node_def for function in graph.library.function)]
+    return Rewritten(list(graph.node), functions.used_functions(graph), found)
