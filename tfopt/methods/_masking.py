@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._keras import variables
+from tfopt._keras import constraints, variables
 from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
@@ -46,13 +46,15 @@ class Masks:
         The weights' own constraints go on working, before the masks.
         """
         for name, weight in self._weights.items():
-            own = variables.get_constraint(weight.variable)
-            if isinstance(own, _Masked):
-                _log.warning("%s: removing the mask that an aborted fit left.", name)
-                own = own.inner
-            variables.set_constraint(
+            for link in constraints.links(weight.variable):
+                if isinstance(link, _Masked):
+                    _log.warning(
+                        "%s: removing the mask that an aborted fit left.", name
+                    )
+                    constraints.remove(weight.variable, link)
+            constraints.install(
                 weight.variable,
-                _Masked(self._masks[name], own, self._moving_average_of(weight)),
+                _Masked(self._masks[name], self._moving_average_of(weight)),
             )
         # An earlier fit has traced the step without the masks.
         variables.retrace(self._model)
@@ -60,9 +62,9 @@ class Masks:
     def remove(self) -> None:
         """Gives the weights their own constraints back."""
         for name in self._weights:
-            constraint = self._installed(name)
-            if constraint is not None:
-                variables.set_constraint(self._weights[name].variable, constraint.inner)
+            link = self._installed(name)
+            if link is not None:
+                constraints.remove(self._weights[name].variable, link)
         variables.forget_train_function(self._model)
 
     def check_installed(self) -> None:
@@ -116,34 +118,28 @@ class Masks:
         variable.assign(_masked(variable, self._masks[name]))
 
     def _installed(self, name: str) -> _Masked | None:
-        constraint = variables.get_constraint(self._weights[name].variable)
-        if isinstance(constraint, _Masked) and constraint.mask is self._masks[name]:
-            return constraint
+        for link in constraints.links(self._weights[name].variable):
+            if isinstance(link, _Masked) and link.mask is self._masks[name]:
+                return link
         return None
 
     def _moving_average_of(self, weight: variables.Weight) -> Callable[[], Any]:
         return lambda: variables.moving_average(self._model.optimizer, weight.variable)
 
 
-class _Masked:
-    """The constraint: the weight's own one (`inner`), then zeros where masked."""
+class _Masked(constraints.Link):
+    """Zeros where masked, after the weight's own constraint."""
 
-    def __init__(
-        self,
-        mask: tf.Variable,
-        inner: Callable[[Any], Any] | None,
-        moving_average: Callable[[], Any],
-    ):
+    def __init__(self, mask: tf.Variable, moving_average: Callable[[], Any]):
         self.mask = mask
-        self.inner = inner
         self._moving_average = moving_average
 
-    def __call__(self, weight: Any) -> tf.Tensor:
+    def apply(self, value: Any) -> tf.Tensor:
         # What `use_ema` will write into the weight at the end must be sparse as well.
         average = self._moving_average()
         if average is not None:
             average.assign(_masked(average, self.mask))
-        return _masked(weight if self.inner is None else self.inner(weight), self.mask)
+        return _masked(value, self.mask)
 
 
 def _masked(value: Any, mask: tf.Variable) -> tf.Tensor:
