@@ -22,7 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tfopt.types import TfoptError
 
 _ROOTS = (
-    "tensorflow/core/protobuf/config.proto",
+    "tensorflow/core/protobuf/rewriter_config.proto",
     "tensorflow/core/protobuf/saved_model.proto",
     "tensorflow/core/protobuf/tensor_bundle.proto",
     "tensorflow/core/framework/variable.proto",
