@@ -1,13 +1,4 @@
-"""Scores -> 0/1 masks, exactly as many ones as asked for.
-
-A mask is a bool array of the shape of the weights; True keeps a weight, False makes it
-zero. Which weights are worth keeping is the caller's business: any array of scores will
-do, larger is better (magnitude pruning passes `abs(weights)`).
-
-Counts are exact also when scores are equal: of equal scores the one with the lower
-index (in C order; for several tensors, in their order) is kept. A threshold, as TFMOT
-has it, would keep all of them, down to no pruning at all where many weights are equal.
-"""
+"""How many weights stay, and which: exact counts, ties by index."""
 
 from __future__ import annotations
 
@@ -61,50 +52,11 @@ def total_kept(
         scope: As for `compute`.
         min_density: As for `compute`.
     """
-    _check_scope(scope)
+    check_scope(scope)
     if scope == "local":
         return sum(num_kept(size, sparsity) for size in sizes)
-    least = sum(_minimum(size, sparsity, min_density) for size in sizes)
+    least = sum(minimum(size, sparsity, min_density) for size in sizes)
     return max(num_kept(sum(sizes), sparsity), least)
-
-
-def compute(
-    scores: Sequence[np.ndarray],
-    sparsity: float,
-    *,
-    scope: Scope = "local",
-    min_density: float = MIN_DENSITY,
-) -> list[np.ndarray]:
-    """Returns the masks that keep the best-scored weights.
-
-    Args:
-        scores: One array per tensor, any shape and real dtype; larger is better.
-        sparsity: Fraction of zeros, in [0, 1).
-        scope: `"local"`: each tensor gets this sparsity. `"global"`: all tensors
-            together do, cut by one threshold, so that tensors with large scores keep
-            more of their weights.
-        min_density: Global scope only: the fraction of its weights that each tensor
-            keeps at least (no more than its local share, and no less than one weight).
-
-    Returns:
-        Bool arrays of the shapes of `scores`; True keeps. Local scope: each has
-        `num_kept` True; global: together they have `total_kept` True.
-
-    Raises:
-        ValueError: An unknown scope, a sparsity outside [0, 1) or scores with NaN.
-
-    Example:
-        >>> [mask.astype(int).tolist() for mask in compute([np.array([3, 1, 2, 0])], 0.5)]
-        [[1, 0, 1, 0]]
-    """  # noqa: E501
-    _check_scope(scope)
-    if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"`sparsity` must be in [0, 1). Received: sparsity={sparsity!r}"
-        )
-    if scope == "local":
-        return [top_k(score, num_kept(score.size, sparsity)) for score in scores]
-    return _global(scores, sparsity, min_density)
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -149,27 +101,16 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
-def _global(
-    scores: Sequence[np.ndarray], sparsity: float, min_density: float
-) -> list[np.ndarray]:
-    sizes = [score.size for score in scores]
-    total = total_kept(sizes, sparsity, scope="global", min_density=min_density)
-    sure = [
-        top_k(score, _minimum(score.size, sparsity, min_density)) for score in scores
-    ]
-    mask = np.concatenate([part.ravel() for part in sure])
-    rest = np.concatenate([score.ravel() for score in scores])[~mask]
-    mask[~mask] = top_k(rest, total - np.count_nonzero(mask))
-    parts = np.split(mask, np.cumsum(sizes)[:-1])
-    return [
-        part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)
-    ]
-
-
-def _minimum(size: int, sparsity: float, min_density: float) -> int:
+def minimum(size: int, sparsity: float, min_density: float) -> int:
+    """Returns how many of `size` a tensor keeps at least under global scope."""
     return min(max(1, math.ceil(size * min_density)), num_kept(size, sparsity))
 
 
-def _check_scope(scope: str) -> None:
+def check_scope(scope: str) -> None:
+    """Raises unless `scope` is a known one.
+
+    Raises:
+        ValueError: It is not.
+    """
     if scope not in SCOPES:
         raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={scope!r}")
