@@ -68,6 +68,12 @@ RULES = {
         "",
         "types artifacts affine tflite_file runner savedmodel freezing _keras",
     ),
+    "finetuning": Rule(
+        "numpy",
+        "rich",
+        "types artifacts data report runner analysis training methods conversion"
+        " tfmot _keras",
+    ),
     "training": Rule("", "", "types _keras methods"),
     "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(

@@ -14,10 +14,12 @@ import collections.abc
 import contextlib
 import csv
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
 import pathlib
+import pkgutil
 import sys
 import traceback
 import types
@@ -92,6 +94,7 @@ def define(
     prefix: str = "",
     required: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    optional: bool = False,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> Options:
     """Defines a flag for each keyword-only parameter of a function or class.
@@ -108,6 +111,7 @@ def define(
         required: Parameters that must be given although they have a default; those
             without a default always must.
         exclude: Parameters that get no flag.
+        optional: Whether no flag must be given: the function may not be called.
         flag_values: Where the flags are registered.
 
     Returns:
@@ -125,7 +129,7 @@ def define(
         if parameter.name in exclude:
             continue
         kinds = tuple(dict.fromkeys(_kinds(parameter.annotation)))
-        if parameter.default is _signatures.Required:
+        if parameter.default is _signatures.Required and not optional:
             needed.add(parameter.name)
             if not kinds:
                 raise TypeError(
@@ -147,6 +151,33 @@ def define(
             )
         made[parameter.name] = flag
     return Options(target, made, tuple(skipped))
+
+
+def define_methods(
+    *, flag_values: flags.FlagValues = flags.FLAGS
+) -> dict[str, Options]:
+    """Defines the flags of all training-time methods, as `--prune.final_sparsity`.
+
+    The methods are the modules of `tfopt.methods`, which are not imported; each defines
+    a class of its own name in camel case.
+
+    Returns:
+        The options by method name.
+    """
+    package = "tfopt.methods"
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations
+    names = [module.name for module in pkgutil.iter_modules(folders)]
+    return {
+        name: define(
+            f"{package}.{name}:{name.title().replace('_', '')}",
+            prefix=name,
+            optional=True,
+            flag_values=flag_values,
+        )
+        for name in sorted(names)
+        if not name.startswith("_")
+    }
 
 
 def main(
@@ -181,7 +212,7 @@ def main(
         flag_values=flag_values,
     )
     if any(argument in _HELP for argument in sys.argv[1:]):
-        print(_help(module, flag_values))
+        _show(_help(module, flag_values))
         sys.exit(0)
     try:
         _parse(flag_values)
@@ -225,7 +256,7 @@ def _flag(
     name = f"{prefix}.{parameter.name}" if prefix else parameter.name
     text = parameter.help + (" (required)" if needed else "")
     default = parameter.default
-    if needed or not _is_plain(default):
+    if needed or default is _signatures.Required or not _is_plain(default):
         # Required, or made by code that is not run here; the function knows it.
         default = None
     if parameter.default is None:

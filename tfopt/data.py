@@ -103,12 +103,72 @@ class Split:
         order = tf.data.Dataset.range(self._num_examples())
         if shuffle:
             order = order.shuffle(self._num_examples(), seed=seed)
+        return self._look_up(order.batch(batch_size))
+
+    def epochs(self, numbers: range, *, batch_size: int = 32, seed: int = 0) -> Any:
+        """Returns the batches of several epochs as one tf.data.Dataset.
+
+        The order of an epoch depends on its number and the seed alone: a training that
+        starts at a later epoch sees what it would have seen.
+
+        Args:
+            numbers: The epochs' numbers, such as `range(2, 10)`.
+            batch_size: Examples in each batch; the last of an epoch may be smaller.
+            seed: Seed of the orders; of a dataset only windows of 10,000 examples are
+                shuffled.
+
+        Example:
+            >>> split = Split((np.zeros([5, 2]), np.arange(5)))
+            >>> whole, later = split.epochs(range(3)), split.epochs(range(2, 3))
+            >>> last = list(whole.as_numpy_iterator())[-1]
+            >>> bool((next(later.as_numpy_iterator())[1] == last[1]).all())
+            True
+        """
+        _check_batch_size(batch_size)
+        import tensorflow as tf
+
+        epochs = tf.data.Dataset.from_tensor_slices(
+            tf.range(numbers.start, numbers.stop, numbers.step, tf.int64)
+        )
+        if _is_dataset(self.source):
+            return epochs.flat_map(
+                lambda number: self.dataset(
+                    batch_size=batch_size, shuffle=True, seed=number + seed
+                )
+            )
+        order = tf.data.Dataset.range(self._num_examples())
+        indices = epochs.flat_map(
+            lambda number: order.shuffle(
+                self._num_examples(), seed=number + seed
+            ).batch(batch_size)
+        )
+        return self._look_up(indices)
+
+    def num_batches(self, *, batch_size: int = 32) -> int:
+        """Returns how many batches `dataset` has; a dataset is read once to count.
+
+        Raises:
+            TfoptError: The dataset is endless.
+
+        Example:
+            >>> Split((np.zeros([5, 2]), np.arange(5))).num_batches(batch_size=2)
+            3
+        """
+        _check_batch_size(batch_size)
+        if _is_dataset(self.source):
+            return sum(1 for _ in self._dataset_batches(batch_size))
+        return -(-self._num_examples() // batch_size)
+
+    def _look_up(self, indices: Any) -> Any:
+        """Returns the examples of batches of indices."""
+        import tensorflow as tf
+
         tensors = tf.nest.map_structure(tf.convert_to_tensor, self.source)
 
-        def look_up(indices: Any) -> Any:
-            return tf.nest.map_structure(lambda item: tf.gather(item, indices), tensors)
+        def look_up(chosen: Any) -> Any:
+            return tf.nest.map_structure(lambda item: tf.gather(item, chosen), tensors)
 
-        return order.batch(batch_size).map(look_up).prefetch(2)
+        return indices.map(look_up).prefetch(2)
 
     def _num_examples(self) -> int:
         return len(_leaves(self.source[0])[0])

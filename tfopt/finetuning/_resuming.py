@@ -1,0 +1,107 @@
+"""State of a training on disk, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from tfopt import _keras, artifacts
+from tfopt.types import TfoptError
+
+_LOGGER = logging.getLogger(__name__)
+_WEIGHTS = "training.weights.h5"
+_STATE = "training.json"
+
+
+class Backup:
+    """A folder with the state after the last complete epoch.
+
+    Weights and optimizer state are written together and replace the older ones only
+    when complete.
+
+    Args:
+        folder: Where it is; made when the first epoch ends.
+        settings: What the training was asked to do; another training's state is not
+            taken over.
+
+    Attributes:
+        folder: Where it is.
+        epochs: The complete epochs that it holds.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+        self.folder = folder
+        self.epochs = 0
+        text = artifacts.to_json(settings)
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def restore(self, model: Any) -> int:
+        """Loads the state into a compiled model; returns the epochs that are done.
+
+        Raises:
+            TfoptError: The state is damaged.
+        """
+        file = self.folder / _STATE
+        if not file.is_file():
+            return 0
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            if state["settings"] != self._digest:
+                _LOGGER.warning(
+                    "%s holds the state of a training with other settings; starting "
+                    "anew.",
+                    self.folder,
+                )
+                return 0
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(self.folder / _WEIGHTS)
+        except (OSError, ValueError, KeyError) as error:
+            raise TfoptError(
+                "Cannot continue the interrupted training. Expected its state; delete "
+                f"the folder to start anew. Received: {self.folder} ({error})"
+            ) from error
+        self.epochs = int(state["epochs"])
+        return self.epochs
+
+    def save(self, model: Any, epochs: int) -> None:
+        """Writes the state after a number of epochs."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with artifacts.atomic_path(self.folder) as temporary:
+            temporary.mkdir()
+            model.save_weights(temporary / _WEIGHTS)
+            state = {"epochs": epochs, "settings": self._digest}
+            artifacts.write_json(temporary / _STATE, state)
+        self.epochs = epochs
+
+    def remove(self) -> None:
+        """Deletes the state, of a training that is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def callback(self) -> Any:
+        """Returns the Keras callback that saves after every epoch."""
+        backup = self
+
+        class Saver(_keras.callback_class()):  # type: ignore[misc]
+            # tf_keras asks its callbacks for these; Keras 3's base class lacks them.
+            _supports_tf_logs = True
+            _chief_worker_only = None
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                del logs
+                backup.save(self.model, epoch + 1)
+
+            def _implements_train_batch_hooks(self) -> bool:
+                return False
+
+            def _implements_test_batch_hooks(self) -> bool:
+                return False
+
+            def _implements_predict_batch_hooks(self) -> bool:
+                return False
+
+        return Saver()

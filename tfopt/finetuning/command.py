@@ -1,0 +1,146 @@
+"""The `finetune` command: files in, files out."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tfopt import _keras, data, finetuning, methods
+from tfopt.finetuning import FinetuneResult
+from tfopt.methods._base import Method
+from tfopt.types import UsageError
+
+_CALIBRATION_EXAMPLES = 256
+
+
+def finetune_model(
+    *,
+    model: str,
+    data: str,
+    output_dir: str,
+    methods: Sequence[str] = (),
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    input_scale: float = 1.0,
+    epochs: int = 1,
+    batch_size: int = 32,
+    optimizer: str = "adam",
+    learning_rate: float | None = None,
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant",
+    loss: str | None = None,
+    metrics: Sequence[str] | None = None,
+    steps_per_execution: int = 1,
+    quantization: Literal["none", "dynamic", "float16", "int8"] | None = None,
+    seed: int = 0,
+    resume: bool = True,
+) -> FinetuneResult:
+    """Trains a model file with training-time methods.
+
+    Args:
+        model: The .keras or .h5 file to start from.
+        data: FILE.npz with x_train, y_train, x_test, y_test, or module:function.
+        output_dir: Folder for model.keras, report.json and, with quantization,
+            model.tflite.
+        methods: Methods in order, such as prune,quantize_aware; their options are the
+            flags --prune.final_sparsity and so on.
+        method_options: Options by method.
+        input_scale: Factor on the inputs, such as 0.00392156863 (1/255) for pixels.
+        epochs: Passes over the training examples.
+        batch_size: Examples in each step.
+        optimizer: Name of a Keras optimizer.
+        learning_rate: Step size at the start, by default the optimizer's own.
+        learning_rate_schedule: constant, or cosine, which ends at zero.
+        loss: Name of a Keras loss, by default found out from model and labels.
+        metrics: Names of Keras metrics, by default accuracy for classes.
+        steps_per_execution: Training steps in one call; more are faster for small
+            models.
+        quantization: Also write model.tflite in this form.
+        seed: Makes the order of the examples repeatable.
+        resume: Whether to go on where an interrupted run with the same flags stopped.
+
+    Raises:
+        UsageError: A method is unknown, or its options are wrong or for another one.
+        TfoptError: See `tfopt.finetune`.
+    """
+    _check_options(methods, method_options or {})
+    examples = _load(data, input_scale)
+    return finetuning.finetune(
+        _keras.load(model),
+        examples,
+        output_dir,
+        methods=[
+            _make(name, (method_options or {}).get(name, {}), examples)
+            for name in methods
+        ],
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        learning_rate_schedule=learning_rate_schedule,
+        loss=loss,
+        metrics=metrics,
+        steps_per_execution=steps_per_execution,
+        quantization=quantization,
+        seed=seed,
+        resume=resume,
+    )
+
+
+def _check_options(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> None:
+    known = methods.names()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"There is no such method. Expected some of {', '.join(known)}. "
+            f"Received: --methods={','.join(names)}"
+        )
+    unused = [name for name, given in options.items() if given and name not in names]
+    if unused:
+        flags = [f"--{name}.{key}" for name in unused for key in options[name]]
+        raise UsageError(
+            "Options are given for a method that isn't used. Expected it in --methods. "
+            f"Received: {', '.join(flags)} with --methods={','.join(names)}"
+        )
+
+
+def _make(name: str, options: Mapping[str, Any], examples: data.Data) -> Method:
+    cls = methods.get(name)
+    given = dict(options)
+    if "representative_dataset" in inspect.signature(cls).parameters:
+        # Ranges are then known before the first step.
+        given["representative_dataset"] = _calibration(examples.train)
+    try:
+        return cls(**given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--methods={name}: {error}") from error
+
+
+def _calibration(split: data.Split) -> data.Arrays:
+    inputs, _ = next(iter(split.batches(batch_size=_CALIBRATION_EXAMPLES)))
+    return inputs
+
+
+def _load(spec: str | os.PathLike[str], scale: float) -> data.Data:
+    loaded = data.load_data(spec)
+    if scale == 1:
+        return loaded
+    return data.Data(
+        train=_scaled(loaded.train, scale), test=_scaled(loaded.test, scale)
+    )
+
+
+def _scaled(split: data.Split, scale: float) -> data.Split:
+    inputs, labels = split.arrays()
+    factor = np.float32(scale)
+    if isinstance(inputs, dict):
+        scaled: data.Arrays = {
+            name: item.astype(np.float32) * factor for name, item in inputs.items()
+        }
+    else:
+        scaled = inputs.astype(np.float32) * factor
+    return data.Split((scaled, labels), split.name)
