@@ -28,22 +28,24 @@ INT8_MAX = 127
 
 
 def symmetric_scale(
-    weights: npt.ArrayLike, *, channel_axes: tuple[int, ...] = ()
+    weights: npt.ArrayLike, *, channel_axes: tuple[int, ...] = (), bits: int = 8
 ) -> np.ndarray:
-    """Returns the int8 scale(s) of a weight tensor: `max(|weights|) / 127`.
+    """Returns the scale(s) of a weight tensor: `max(|weights|) / 127` for int8.
 
     Args:
         weights: Float array of any shape.
         channel_axes: Axes that keep a scale each; `()` gives one for the tensor.
             `(-1,)` for Dense and Conv2D kernels [..., out], `(-2, -1)` for
             DepthwiseConv2D kernels [height, width, in, multiplier].
+        bits: 2 to 8: the largest code is `symmetric_steps(bits)`.
 
     Returns:
         float32 array that broadcasts to `weights` (reduced axes have size 1). A
         channel of zeros has scale 1.
 
     Raises:
-        ValueError: A weight is not finite, or an axis doesn't exist.
+        ValueError: A weight is not finite, an axis doesn't exist, or `bits` is out of
+            range.
 
     Example:
         >>> symmetric_scale([[1.27, -0.1], [0.5, 2.54]], channel_axes=(-1,))
@@ -56,7 +58,7 @@ def symmetric_scale(
         keepdims=True,
         initial=0.0,
     )
-    scale = (peaks.astype(np.float64) / INT8_MAX).astype(np.float32)
+    scale = (peaks.astype(np.float64) / symmetric_steps(bits)).astype(np.float32)
     # Also where the peak is so small that its scale underflows to zero.
     return np.where(scale > 0, scale, np.float32(1))
 
@@ -226,7 +228,9 @@ def quantize(
     scale = np.asarray(scale, np.float32)
     if not np.all(scale > 0):
         raise ValueError(f"Expected positive scales. Received: scale={scale}")
-    codes = np.rint(np.asarray(values, np.float32) / scale) + np.asarray(zero_point)
+    codes = np.rint(np.asarray(values, np.float32) / scale)
+    if np.any(zero_point):
+        codes = codes + np.asarray(zero_point)
     return np.clip(codes, minimum, maximum).astype(_code_type(minimum, maximum))
 
 
