@@ -252,7 +252,7 @@ def test_signatures_read_defaults_and_help_without_import(module):
 
 def test_signatures_of_live_and_of_reexported_functions():
     expected = [item.name for item in _signatures.parameters("tfopt._flags:define")]
-    assert expected == ["prefix", "required", "exclude", "flag_values"]
+    assert expected == ["prefix", "required", "exclude", "optional", "flag_values"]
     live = [item.name for item in _signatures.parameters(_flags.define)]
     assert live == expected
     through = _signatures.parameters("tfopt.report:Table")

@@ -52,7 +52,7 @@ def finetune_model(
         batch_size: Examples in each step.
         optimizer: Name of a Keras optimizer.
         learning_rate: Step size at the start, by default the optimizer's own.
-        learning_rate_schedule: constant, or cosine, which ends at zero.
+        learning_rate_schedule: It stays constant, or falls to zero along a cosine.
         loss: Name of a Keras loss, by default found out from model and labels.
         metrics: Names of Keras metrics, by default accuracy for classes.
         steps_per_execution: Training steps in one call; more are faster for small

@@ -42,11 +42,11 @@ class QuantizeAware(Method):
     `representative_dataset` they are known before the first step.
 
     Args:
-        weight_bits: 2 to 8. With fewer than 8, weights take `2**weight_bits - 1`
+        weight_bits: From 2 to 8. With fewer than 8, they take `2**weight_bits - 1`
             values out of the int8 grid. They are stored as int8 and run by the same
             int8 kernels: the file is no smaller and no faster, but it compresses
             better (gzip, or an application package).
-        activation_bits: 8; LiteRT has no kernels for fewer.
+        activation_bits: Only 8: LiteRT has no kernels for fewer.
         per_channel: Whether each output channel of a weight has a scale of its own.
             One scale per weight is for accelerators that need it; a layer followed
             by BatchNormalization cannot have that.
