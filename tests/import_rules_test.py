@@ -61,7 +61,7 @@ RULES = {
     "transforms": Rule(
         "numpy",
         "tensorflow google ml_dtypes rich",
-        "types artifacts affine masks savedmodel freezing",
+        "types artifacts affine masks savedmodel freezing _signatures",
     ),
     "conversion": Rule(
         "numpy tensorflow",

@@ -42,6 +42,7 @@ _PUBLIC = {
     "restore_slim_checkpoint": "checkpoint",
     "slim_checkpoint": "checkpoint",
     "sparsity": "analysis",
+    "transform_graph": "transforms",
 }
 
 __all__ = sorted(_PUBLIC)

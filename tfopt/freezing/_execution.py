@@ -53,17 +53,29 @@ def make_inputs(
             return {info["tensor"]: arrays[name] for name, info in inputs.items()}
     random = np.random.default_rng(seed)
     return {
-        info["tensor"]: _random(random, info["dtype"], info["shape"])
+        info["tensor"]: random_array(random, info["dtype"], info["shape"])
         for info in inputs.values()
     }
 
 
-def _random(
-    random: np.random.Generator, dtype: str, shape: list[int] | None
+def random_array(
+    random: np.random.Generator,
+    dtype: str,
+    shape: list[int] | None,
+    *,
+    free: tuple[int, int] = (2, 8),
 ) -> np.ndarray:
+    """Returns made-up values of an input.
+
+    Args:
+        random: Where they come from.
+        dtype: TensorFlow's name of the type.
+        shape: Sizes, -1 where free; `None` is taken for a scalar.
+        free: Sizes for a free first axis, and for other free ones: by default a batch
+            of two, and more elsewhere, as convolutions need some room.
+    """
     sizes = [] if shape is None else shape
-    # Free sizes: a batch of two; more elsewhere, as convolutions need some room.
-    sizes = [(2 if axis == 0 else 8) if n < 0 else n for axis, n in enumerate(sizes)]
+    sizes = [free[min(axis, 1)] if n < 0 else n for axis, n in enumerate(sizes)]
     kind = tf.as_dtype(dtype)
     if kind == tf.string:
         return random.choice(np.array(_WORDS, object), sizes)
@@ -155,13 +167,13 @@ def open_session(model: Mapping[str, Any], grappler: bool) -> Iterator[Any]:
             tf.compat.v1.saved_model.load(session, model["tags"], str(edited))
         elif model["kind"] == "meta_graph":
             meta_graph = _read(path, tf.compat.v1.MetaGraphDef)
-            _adapt(meta_graph.graph_def, calls)
+            adapt(meta_graph.graph_def, calls)
             saver = tf.compat.v1.train.import_meta_graph(meta_graph)
             saver.restore(session, model["checkpoint"])
         else:
             is_text = model["kind"] == "text"
             graph_def = _read(path, tf.compat.v1.GraphDef, is_text=is_text)
-            _adapt(graph_def, calls)
+            adapt(graph_def, calls)
             tf.import_graph_def(graph_def, name="")
             if model["init_op"] is not None:
                 session.run(model["init_op"], model["asset_feeds"])
@@ -179,11 +191,11 @@ def _read(path: pathlib.Path, cls: Any, *, is_text: bool = False) -> Any:
 def _edit_saved_model(
     path: pathlib.Path, folder: pathlib.Path, calls: bytes
 ) -> pathlib.Path:
-    """Returns a SavedModel after `_adapt`."""
+    """Returns a SavedModel after `adapt`."""
     name = next(file.name for file in path.glob("saved_model.pb*"))
     saved_model = _read(path / name, saved_model_pb2.SavedModel)
     for meta_graph in saved_model.meta_graphs:
-        _adapt(meta_graph.graph_def, calls)
+        adapt(meta_graph.graph_def, calls)
     (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
     for part in ("variables", "assets"):
         if (path / part).exists():
@@ -191,7 +203,7 @@ def _edit_saved_model(
     return folder
 
 
-def _adapt(graph_def: Any, calls: bytes) -> None:
+def adapt(graph_def: Any, calls: bytes) -> None:
     """Makes a graph run here, as the session says.
 
     Calls carry options of their own, Grappler on; and the devices of nodes may be those

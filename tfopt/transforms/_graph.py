@@ -76,6 +76,8 @@ class Body:
         self._library = {} if library is None else library
         self._uses: dict[Tensor, list[Use]] | None = None
         self._controls: dict[str, list[Any]] | None = None
+        # Node -> tensors and (as text) control inputs, as the index has them.
+        self._taken: dict[str, list[Any]] = {}
         if function is not None:
             self.arguments = tuple(arg.name for arg in function.signature.input_arg)
             self.kept |= set(function.control_ret.values())
@@ -145,13 +147,15 @@ class Body:
         """Replaces a node's data inputs, and its control inputs if given."""
         names = self.controls(node) if controls is None else controls
         refs = [self.ref(tensor) for tensor in inputs]
+        self._forget(node)
         node.input[:] = refs + ["^" + name for name in dict.fromkeys(names)]
-        self.changed()
+        self._note(node)
 
     def set_input(self, node: Any, position: int, tensor: Tensor) -> None:
         """Replaces one data input."""
+        self._forget(node)
         node.input[position] = self.ref(tensor)
-        self.changed()
+        self._note(node)
 
     def uses(self, tensor: Tensor) -> list[Use]:
         """Returns where nodes take the tensor (`is_returned` tells the rest)."""
@@ -184,10 +188,19 @@ class Body:
 
         What the graph itself returns is known by name and isn't redirected.
         """
-        for node, position in self.uses(old):
+        self.redirect_all({old: new})
+
+    def redirect_all(self, tensors: Mapping[Tensor, Tensor]) -> None:
+        """Does `redirect` for several tensors at once, each by its old name."""
+        moved = [(use, new) for old, new in tensors.items() for use in self.uses(old)]
+        touched = {node.name: node for (node, _), _ in moved}
+        for node in touched.values():
+            self._forget(node)
+        for (node, position), new in moved:
             node.input[position] = self.ref(new)
-        self.returns = [new if tensor == old else tensor for tensor in self.returns]
-        self.changed()
+        for node in touched.values():
+            self._note(node)
+        self.returns = [tensors.get(tensor, tensor) for tensor in self.returns]
 
     def changed(self) -> None:
         """Forgets the index of consumers; call it after editing `input` directly."""
@@ -196,14 +209,36 @@ class Body:
     def _index(self) -> None:
         if self._uses is not None:
             return
-        self._uses, self._controls = {}, {}
+        self._uses, self._controls, self._taken = {}, {}, {}
         for node in self.nodes.values():
-            for position, ref in enumerate(node.input):
-                if ref.startswith("^"):
-                    self._controls.setdefault(ref[1:], []).append(node)
-                else:
-                    use = Use(node, position)
-                    self._uses.setdefault(self.parse(ref), []).append(use)
+            self._note(node)
+
+    def _note(self, node: Any) -> None:
+        """Adds what a node takes to the index of consumers."""
+        if self._uses is None or self._controls is None:
+            return
+        taken: list[Any] = []
+        for position, ref in enumerate(node.input):
+            if ref.startswith("^"):
+                self._controls.setdefault(ref[1:], []).append(node)
+                taken.append(ref[1:])
+            else:
+                tensor = self.parse(ref)
+                self._uses.setdefault(tensor, []).append(Use(node, position))
+                taken.append(tensor)
+        self._taken[node.name] = taken
+
+    def _forget(self, node: Any) -> None:
+        """Removes what a node takes from the index of consumers."""
+        if self._uses is None or self._controls is None:
+            return
+        for source in set(self._taken.pop(node.name, ())):
+            if isinstance(source, Tensor):
+                uses = self._uses[source]
+                uses[:] = [use for use in uses if use.node is not node]
+            else:
+                users = self._controls[source]
+                users[:] = [user for user in users if user is not node]
 
     # Nodes.
 
@@ -245,7 +280,7 @@ class Body:
                     nodes[node.name] = node
                 nodes[name] = other
             self.nodes = nodes
-        self.changed()
+        self._note(node)
 
     def unique(self, name: str) -> str:
         """Returns the name, with a number if it is taken."""
@@ -257,14 +292,13 @@ class Body:
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes nodes that nothing takes any more; control inputs on them go too."""
-        gone = set(names)
+        gone = dict.fromkeys(names)
         for name in gone:
-            del self.nodes[name]
-        for node in self.nodes.values():
-            if any(ref[0] == "^" and ref[1:] in gone for ref in node.input):
-                left = [r for r in node.input if not (r[0] == "^" and r[1:] in gone)]
-                node.input[:] = left
-        self.changed()
+            for node in self.control_uses(name):
+                if node.name not in gone:
+                    node.input.remove("^" + name)
+        for name in gone:
+            self._forget(self.nodes.pop(name))
 
     def reachable(self, roots: Iterable[str]) -> set[str]:
         """Returns the names of the nodes that the given ones need, themselves too."""
@@ -301,7 +335,11 @@ class Body:
         return _ops.is_stateful(node, self._library)
 
     def in_order(self) -> list[Any]:
-        """Returns the nodes, each after those it takes from (but for TF1's loops)."""
+        """Returns the nodes, each after those it takes from.
+
+        The way back in TF1's loops (NextIteration to Merge) doesn't count. Nodes that
+        are in order already stay so.
+        """
         order: list[Any] = []
         done: dict[str, bool] = {}  # False while its inputs are visited.
         for root in self.nodes:
@@ -317,7 +355,9 @@ class Body:
                 done[name] = False
                 for ref in reversed(self.nodes[name].input):
                     source = ref.removeprefix("^").split(":", 1)[0]
-                    if source in self.nodes and source not in done:
+                    if source not in self.nodes or source in done:
+                        continue
+                    if self.nodes[source].op not in _ops.BACK_EDGES:
                         stack.append(source)
         return order
 
@@ -342,6 +382,8 @@ class GraphModel:
         inputs: Graph tensors that callers feed, for example `"image:0"`.
         outputs: Graph tensors that callers fetch.
         versions: The graph's VersionDef.
+        library: Name -> FunctionDef, whose signature is current and whose nodes are
+            not; shared by the bodies.
     """
 
     main: Body
@@ -349,6 +391,7 @@ class GraphModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     versions: Any
+    library: dict[str, Any]
 
     @classmethod
     def from_graph_def(
@@ -378,6 +421,7 @@ class GraphModel:
             inputs=tuple(tensor_name(name) for name in inputs),
             outputs=tuple(tensor_name(name) for name in outputs),
             versions=graph.versions,
+            library=library,
         )
 
     @property
@@ -389,6 +433,33 @@ class GraphModel:
     def num_nodes(self) -> int:
         """Number of nodes in all bodies."""
         return sum(len(body) for body in self.bodies)
+
+    def remove_dead(self) -> int:
+        """Removes nodes and functions that nothing needs; returns how many nodes."""
+        before = self.num_nodes
+        for body in self.bodies:
+            body.remove_dead()
+        used = self.used_functions()
+        for name in [name for name in self.functions if name not in used]:
+            self.remove_function(name)
+        return before - self.num_nodes
+
+    def used_functions(self) -> set[str]:
+        """Returns the names of the functions that the graph calls, at any depth."""
+        used: set[str] = set()
+        pending = [self.main]
+        while pending:
+            body = pending.pop()
+            for node in body.nodes.values():
+                for name in (node.op, *_ops.functions_of(node)):
+                    if name in self.functions and name not in used:
+                        used.add(name)
+                        pending.append(self.functions[name])
+        return used
+
+    def remove_function(self, name: str) -> None:
+        """Removes a function that nothing calls."""
+        del self.functions[name], self.library[name]
 
     def to_graph_def(self) -> Any:
         """Returns a new GraphDef message."""

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.freezing import flow
 from tfopt.savedmodel import dtypes, protos
 from tfopt.types import TfoptError
+
+# TF1's loops go round through these.
+BACK_EDGES = frozenset({"NextIteration", "RefNextIteration"})
 
 
 @functools.cache
@@ -50,6 +54,29 @@ def count_of(node: Any, arg: Any) -> int:
     return node.attr[arg.number_attr].i if arg.number_attr else 1
 
 
+def output_types(node: Any, library: Mapping[str, Any]) -> list[int] | None:
+    """Returns the DataType of each output; `None` for unknown operations."""
+    definition = signature(node, library)
+    if definition is None:
+        return None
+    types: list[int] = []
+    for arg in definition.output_arg:
+        if arg.type_list_attr:
+            types += node.attr[arg.type_list_attr].list.type
+        else:
+            kind = arg.type or _type_attribute(node, definition, arg.type_attr)
+            types += [kind] * count_of(node, arg)
+    return types
+
+
+def _type_attribute(node: Any, definition: Any, name: str) -> int:
+    if name in node.attr:
+        return node.attr[name].type
+    return next(
+        attr.default_value.type for attr in definition.attr if attr.name == name
+    )
+
+
 def flat_index(node: Any, rest: str, library: Mapping[str, Any]) -> int | str:
     """Returns the number of the output that a function writes as `"output:0"`."""
     argument, _, position = rest.partition(":")
@@ -84,6 +111,15 @@ def is_stateful(node: Any, library: Mapping[str, Any]) -> bool:
     """Whether a node's operation is stateful; unknown ones are taken to be so."""
     definition = signature(node, library)
     return definition is None or definition.is_stateful
+
+
+def functions_of(node: Any) -> list[str]:
+    """Returns the functions that a node's attributes name."""
+    return [
+        function.name
+        for value in node.attr.values()
+        for function in flow.functions_of(value)
+    ]
 
 
 def get(node: Any, name: str) -> Any:
