@@ -40,12 +40,14 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
+        "zstd": ["zstandard>=0.22"],
         "test": [
             "pytest>=8",
             "hypothesis>=6",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "matplotlib>=3.8",
+            "zstandard>=0.22",
         ],
     },
     entry_points={

@@ -42,6 +42,7 @@ RULES = {
     "types": Rule("numpy"),
     "artifacts": Rule("", "", "types"),
     "schedules": Rule("", "", "types"),
+    "packing": Rule("", "zstandard", "types artifacts"),
     "masks": Rule("numpy", "", "types"),
     "affine": Rule("numpy", "", "types"),
     "runner": Rule("numpy ai_edge_litert", "", "types tflite_file"),
@@ -87,7 +88,16 @@ RULES = {
 # Modules that work where there is no TensorFlow.
 LIGHT = (
     *("types", "artifacts", "schedules", "masks", "affine", "runner", "benchmark"),
-    *("tflite_file", "report", "data", "savedmodel", "_flags", "_quiet", "_signatures"),
+    *(
+        "packing",
+        "tflite_file",
+        "report",
+        "data",
+        "savedmodel",
+        "_flags",
+        "_quiet",
+        "_signatures",
+    ),
 )
 
 

@@ -37,11 +37,13 @@ _PUBLIC = {
     "freeze": "freezing",
     "interleave": "benchmark",
     "load_data": "data",
+    "pack": "packing",
     "prepare": "training",
     "recalibrate_batch_norm": "checkpoint",
     "restore_slim_checkpoint": "checkpoint",
     "slim_checkpoint": "checkpoint",
     "sparsity": "analysis",
+    "unpack": "packing",
     "transform_graph": "transforms",
 }
 
