@@ -327,6 +327,11 @@ class _FakeQuantizedWeight:
         vars(layer)[self._name] = value
 
 
+def has_channel_scales(layer: Any) -> bool:
+    """Returns whether a layer rounds its weights with a scale for each channel."""
+    return isinstance(layer, _QuantizedWeights) and layer.per_channel
+
+
 def fake_quantize_weights(
     weights: tf.Tensor, bits: int, channel_axes: tuple[int, ...]
 ) -> tf.Tensor:

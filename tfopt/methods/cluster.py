@@ -1,0 +1,483 @@
+"""Weight clustering as one Keras callback, without wrappers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tfopt import _keras
+from tfopt._keras import fake_quantize, variables
+from tfopt.methods import _centroids
+from tfopt.methods._base import Method
+from tfopt.methods._clustering import Clusters
+from tfopt.methods._codebook import Codebook
+from tfopt.methods._masking import to_numpy
+from tfopt.types import TfoptError, VerificationError
+
+_log = logging.getLogger(__name__)
+
+
+class Cluster(Method):
+    """Lets the weights of a tensor share a few values while the model trains.
+
+    Each tensor gets `num_clusters` centroids, and each of its weights the value of the
+    nearest one. The optimizer's updates go to the centroids (each moves by the mean of
+    its members' updates) and to latent weights that decide which cluster a weight is
+    in. All of this happens inside every optimizer step. So no tensor has more than
+    `num_clusters` different values after any batch, for any callback and in any
+    checkpoint, and the model needs no stripping: it stays the model it was. Works in
+    place on any built Keras 3 or tf_keras model, also on one that `QuantizeAware` has
+    prepared.
+
+    Files with few different values compress well (gzip, or an application package).
+    Raw size and speed stay as they are.
+
+    Combined with `Prune` in one `fit`, in either order, zeros stay zeros, and zero is
+    one of the clusters. As pruning ranks weights by size, and clusters make many of
+    them equal, let clustering begin when pruning ends: `begin_step=prune.end_step`.
+
+    Args:
+        num_clusters: Number of different values per tensor, zero included; from 2 (3
+            with channel scales) to 65536. TFMOT's `number_of_clusters`.
+        initialization: How the k-means begins that finds the first centroids:
+            `"kmeans++"`, `"linear"` (evenly spaced values), `"density"` (evenly spaced
+            quantiles) or `"random"`. TFMOT's `cluster_centroids_init`. A tensor that
+            has no more than `num_clusters` values starts with those.
+        per_channel: Whether each output channel has centroids of its own.
+        channel_scales: Whether the centroids of a tensor are relative to a factor that
+            each output channel has. int8 files have such scales; there, a tensor then
+            has at most `num_clusters` different int8 codes, while its float values
+            differ by channel. `None`: where the layer rounds that way in training, as
+            with `QuantizeAware()`. Pass True for models that `tfopt.convert` will
+            quantize without it. Embedding tables never have channels.
+        include: Globs for names such as `"block/dense/kernel"` or for leading parts of
+            them such as `"block"`; only what matches is clustered. `None`: everything.
+        exclude: Globs of what not to cluster.
+        preserve_zeros: Whether weights that are zero when clustering begins stay zero.
+            True: one cluster is zero, also if there are no zeros yet. `"auto"`: as
+            soon as there are some. False: those may change that no pruning holds.
+        begin_step: Optimizer step from which on weights are clustered. 0: before the
+            first training step.
+        frequency: Weights go to the nearest cluster every `frequency` steps; in
+            between, only the centroids move. `None`: weights stay in their first
+            cluster.
+        seed: For the initializations that draw.
+        strict: Whether a kernel that cannot be clustered, other than by `include` and
+            `exclude`, is an error.
+
+    Attributes:
+        report: After `fit` has started: one dictionary per weight of the model with
+            `name`, `shape`, `size`, `clustered`, `reason` (why not, else `""`),
+            `clusters` (at most so many values, else None) and `distinct` (so many it
+            has, when training last ended; else None). With `per_channel`, of the
+            channel with the most; with channel scales, of the int8 codes.
+
+    Raises:
+        ValueError: An argument is wrong; patterns match nothing; or, from `fit`,
+            clustering begins after the training that `fit` plans.
+        TfoptError: From `fit`: weights are not finite; or, with `strict`, a kernel
+            cannot be clustered.
+
+    Warns:
+        UserWarning: Something wrote weights past the optimizer, or training ended
+            before clustering began.
+
+    Reference:
+        Han et al., Deep Compression, https://arxiv.org/abs/1510.00149, section 3; the
+        latent weights are those of BinaryConnect, https://arxiv.org/abs/1511.00363.
+
+    Example:
+        >>> cluster = Cluster(num_clusters=16)
+        >>> history = model.fit(images, labels, 8, callbacks=[cluster], verbose=0)
+        >>> model = cluster.finalize(model)  # counts the values
+        >>> cluster.report[0]["name"], cluster.report[0]["distinct"]
+        ('logits/kernel', 16)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clusters: int = 16,
+        initialization: _centroids.Initialization = "kmeans++",
+        per_channel: bool = False,
+        channel_scales: bool | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        preserve_zeros: bool | Literal["auto"] = "auto",
+        begin_step: int = 0,
+        frequency: int | None = 1,
+        seed: int = 0,
+        strict: bool = False,
+    ):
+        super().__init__()
+        self.num_clusters = num_clusters
+        self.initialization = initialization
+        self.per_channel = per_channel
+        self.channel_scales = channel_scales
+        self.include = include
+        self.exclude = exclude
+        self.preserve_zeros = preserve_zeros
+        self.begin_step = begin_step
+        self.frequency = frequency
+        self.seed = seed
+        self.strict = strict
+        self.report: list[dict[str, Any]] = []
+        self._run: _Run | None = None
+        # What the last training promised, by weight name: `finalize` may be given a
+        # model in which other methods have replaced the layers.
+        self._promised: dict[str, Codebook] = {}
+        self._check_arguments()
+
+    def finalize(self, model: Any) -> Any:
+        """Returns the model, after counting the different values of its weights.
+
+        Raises:
+            VerificationError: Some tensor has more than promised.
+        """
+        if self._run is not None:  # a fit was aborted
+            self._end(self._run)
+        _keras.check_model(model)
+        plan = self._plan(model)
+        found = {}
+        for name, weight in plan.weights.items():
+            codebook = self._promised.get(name, plan.codebooks[name])
+            distinct = codebook.count_distinct(to_numpy(weight.variable))
+            if distinct > self.num_clusters:
+                found[name] = distinct
+        if found:
+            raise VerificationError(
+                f"Weights have more than {self.num_clusters} different values: {found}."
+                " Train with Cluster in every fit, past `begin_step`, and let no later "
+                "callback bring back earlier weights (restore_best_weights). "
+                f"Received: num_clusters={self.num_clusters!r}, "
+                f"begin_step={self.begin_step!r}"
+            )
+        return model
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Cleans up after an aborted fit."""
+        del logs
+        if self._run is not None:
+            self._end(self._run)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Checks the plan at the first epoch: a backup has restored the steps by now.
+
+        Raises:
+            ValueError: Clustering would begin after the training.
+            TfoptError: With `strict`, a kernel cannot be clustered.
+        """
+        del logs
+        if self._run is None:
+            _keras.check_model(self.model)
+            plan = self._plan(self.model)
+            self._check_begin(epoch)
+            self.report = plan.report()
+            self._run = _Run(plan)
+            # Biases and the like are only in the report: every model has many.
+            _log.info("Clustering %s; skipping %s", list(plan.weights), plan.skipped)
+        self._run.reach = variables.iterations(self.model)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Begins clustering if it falls due within the coming execution."""
+        del logs
+        run = self._run
+        if run is None:
+            raise TfoptError(
+                "Cluster was not told that an epoch began. Expected `fit`, or a "
+                "training loop that calls `on_train_begin`, `on_epoch_begin` and so "
+                f"on, as keras.callbacks.CallbackList does. Received: batch={batch}"
+            )
+        if run.clusters is not None:
+            if not run.checked:
+                run.clusters.check_installed()
+                run.checked = True
+            return
+        # An upper bound, so that the true count is read only when it matters: reading
+        # it waits for the device.
+        steps = variables.steps_per_execution(self.model)
+        run.reach += steps
+        if run.reach >= self.begin_step:
+            run.reach = variables.iterations(self.model, ahead=steps)
+        if run.reach >= self.begin_step:
+            run.clusters = self._begin(run.plan)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Checks that nothing has written weights past the clusters."""
+        del logs
+        if self._run is not None and self._run.clusters is not None:
+            _enforce(self._run.clusters, f"in epoch {epoch}")
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Gives the weights their own constraints back; they stay shared."""
+        del logs
+        run = self._run
+        if run is None:  # there was no epoch
+            return
+        if run.clusters is None:
+            _warn(
+                "Training ended before clustering began. Train longer or choose an "
+                f"earlier step. Received: begin_step={self.begin_step}; training ended "
+                f"at step {variables.iterations(self.model)}"
+            )
+        elif getattr(self.model.optimizer, "use_ema", False):
+            # The moving averages that Keras has put in place of the weights.
+            run.clusters.enforce(run.clusters.escaped())
+        else:
+            _enforce(run.clusters, "at the end of training")
+        self._end(run)
+
+    def _begin(self, plan: _Plan) -> Clusters:
+        clusters = _start(self, self.model, plan)
+        clusters.install()
+        self._promised = plan.codebooks
+        return clusters
+
+    def _end(self, run: _Run) -> None:
+        self._run = None
+        if run.clusters is None:
+            return
+        run.clusters.remove()
+        values = run.clusters.values()
+        for row in self.report:
+            if row["clustered"]:
+                codebook = run.plan.codebooks[row["name"]]
+                row["distinct"] = codebook.count_distinct(values[row["name"]])
+
+    def _plan(self, model: Any) -> _Plan:
+        candidates = variables.weights(model)
+        chosen, reasons = variables.select(
+            candidates, include=self.include, exclude=self.exclude
+        )
+        codebooks = {}
+        for weight in chosen:
+            codebook = self._codebook(weight)
+            if codebook.group_size <= self.num_clusters:
+                reasons[weight.name] = f"only {codebook.group_size} values"
+                continue
+            if codebook.channel_scales and self.num_clusters < 3:
+                raise ValueError(
+                    "`num_clusters` must be at least 3 with channel scales, for the "
+                    "two ends of the range and zero; or pass channel_scales=False. "
+                    f"Received: num_clusters={self.num_clusters}, "
+                    f"weight={weight.name!r}"
+                )
+            codebooks[weight.name] = codebook
+        plan = _Plan(candidates, codebooks, reasons)
+        unable = {
+            name: reason
+            for name, reason in plan.skipped.items()
+            if "clude" not in reason and not reason.startswith("only ")
+        }
+        if self.strict and unable:
+            raise TfoptError(
+                "Kernels cannot be clustered, and `strict` forbids to leave them as "
+                f"they are: {unable}. Exclude them, or set strict=False. "
+                f"Received: model={model.name!r}"
+            )
+        return plan
+
+    def _codebook(self, weight: variables.Weight) -> Codebook:
+        scales = self.channel_scales
+        if scales is None:
+            scales = not self.per_channel and fake_quantize.has_channel_scales(
+                weight.layer
+            )
+        return Codebook.of(
+            weight,
+            self.num_clusters,
+            per_channel=self.per_channel,
+            channel_scales=scales,
+            zero_cluster=self.preserve_zeros is True,
+        )
+
+    def _check_begin(self, epoch: int) -> None:
+        batches, epochs = self.params.get("steps"), self.params["epochs"] - epoch
+        if batches is None:
+            return
+        last = variables.iterations(self.model, ahead=batches * epochs)
+        if self.begin_step > last:
+            raise ValueError(
+                "Clustering begins after the training. Train longer, choose an earlier "
+                "step, or pass Cluster only to the fit that reaches it. Received: "
+                f"begin_step={self.begin_step}; training ends at step {last}"
+            )
+
+    def _check_arguments(self) -> None:
+        for name in ("include", "exclude"):
+            variables.as_patterns(name, getattr(self, name))
+        checks = {
+            "num_clusters": (
+                _is_integer(self.num_clusters, 2) and self.num_clusters <= 1 << 16,
+                "an integer from 2 to 65536",
+            ),
+            "initialization": (
+                self.initialization in _centroids.INITIALIZATIONS,
+                f"one of {_centroids.INITIALIZATIONS}",
+            ),
+            "per_channel": (isinstance(self.per_channel, bool), "True or False"),
+            "channel_scales": (
+                self.channel_scales in (None, True, False)
+                and not (self.channel_scales and self.per_channel),
+                "True, False or None, and not True with `per_channel`",
+            ),
+            "preserve_zeros": (
+                self.preserve_zeros in (True, False, "auto"),
+                "True, False or 'auto'",
+            ),
+            "begin_step": (_is_integer(self.begin_step, 0), "an integer >= 0"),
+            "frequency": (
+                self.frequency is None or _is_integer(self.frequency, 1),
+                "an integer >= 1, or None",
+            ),
+            "seed": (_is_integer(self.seed, 0), "an integer >= 0"),
+            "strict": (isinstance(self.strict, bool), "True or False"),
+        }
+        for name, (is_good, expected) in checks.items():
+            if not is_good:
+                raise ValueError(
+                    f"`{name}` must be {expected}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+
+
+def cluster_once(model: Any, num_clusters: int = 16, **options: Any) -> Any:
+    """Returns a copy of a model with clustered weights, without training.
+
+    Args:
+        model: Built model of Keras 3 or tf_keras. It is not changed.
+        num_clusters: Number of different values per tensor.
+        **options: Further arguments of `Cluster`: `initialization`, `per_channel`,
+            `channel_scales`, `include`, `exclude`, `preserve_zeros`, `seed`, `strict`.
+
+    Returns:
+        Uncompiled model of the same Keras, with its own variables.
+
+    Raises:
+        ValueError: An argument is wrong.
+        TfoptError: The model cannot be copied, or its weights are not finite.
+
+    Example:
+        >>> small = cluster_once(model, 16)
+        >>> len(np.unique(small.get_layer("logits").get_weights()[0]))
+        16
+    """
+    for name in ("begin_step", "frequency"):
+        if name in options:
+            raise ValueError(
+                "There is no training, so there are no steps. Expected no such "
+                f"argument. Received: {name}={options[name]!r}"
+            )
+    method = Cluster(num_clusters=num_clusters, **options)
+    copy = _keras.clone(model)
+    plan = method._plan(copy)
+    _start(method, copy, plan).assign()
+    method._promised = plan.codebooks
+    return method.finalize(copy)
+
+
+@dataclasses.dataclass
+class _Plan:
+    """Which weights are clustered, and how.
+
+    Attributes:
+        candidates: All weights of the model.
+        codebooks: Of the clustered ones, by name.
+        reasons: Why others are not, by name.
+    """
+
+    candidates: Sequence[variables.Weight]
+    codebooks: dict[str, Codebook]
+    reasons: Mapping[str, str]
+
+    @property
+    def weights(self) -> dict[str, variables.Weight]:
+        """The clustered weights by name."""
+        return {w.name: w for w in self.candidates if w.name in self.codebooks}
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why kernels are left alone, by name."""
+        kernels = [weight.name for weight in self.candidates if weight.is_kernel]
+        return {name: self.reasons[name] for name in kernels if name in self.reasons}
+
+    def report(self) -> list[dict[str, Any]]:
+        """Returns the rows of `Cluster.report`."""
+        return [
+            {
+                "name": weight.name,
+                "shape": weight.shape,
+                "size": weight.size,
+                "clustered": weight.name in self.codebooks,
+                "reason": self.reasons.get(weight.name, ""),
+                "clusters": (
+                    self.codebooks[weight.name].num_clusters
+                    if weight.name in self.codebooks
+                    else None
+                ),
+                "distinct": None,
+            }
+            for weight in self.candidates
+        ]
+
+
+@dataclasses.dataclass
+class _Run:
+    """The state of one `fit`.
+
+    Attributes:
+        plan: What is clustered.
+        clusters: The clusters in force; None: not begun.
+        reach: Upper bound of the optimizer steps after the coming execution.
+        checked: Whether the clusters were seen to be installed.
+    """
+
+    plan: _Plan
+    clusters: Clusters | None = None
+    reach: int = 0
+    checked: bool = False
+
+
+def _start(method: Cluster, model: Any, plan: _Plan) -> Clusters:
+    """Finds the first centroids of all weights of a plan."""
+    states, keep = {}, {}
+    for name, weight in plan.weights.items():
+        values = to_numpy(weight.variable)
+        if not np.isfinite(values).all():
+            raise TfoptError(
+                "Weights are not finite, so they have no clusters. Has the training "
+                f"diverged? Try a lower learning rate. Received: weight={name!r}"
+            )
+        if method.preserve_zeros is not False and not values.all():
+            keep[name] = values != 0
+            plan.codebooks[name] = dataclasses.replace(
+                plan.codebooks[name], zero_cluster=True
+            )
+        states[name] = plan.codebooks[name].begin(
+            values, method.initialization, method.seed
+        )
+    return Clusters(model, plan.weights, plan.codebooks, states, keep, method.frequency)
+
+
+def _enforce(clusters: Clusters, when: str) -> None:
+    escaped = clusters.escaped()
+    if escaped:
+        _warn(
+            f"Clustered weights of {escaped} were written past the optimizer {when}, "
+            "by a callback that brings back earlier weights or by a training step of "
+            "the model's own. They are clustered again."
+        )
+        clusters.enforce(escaped)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
