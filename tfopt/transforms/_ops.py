@@ -59,8 +59,20 @@ def output_types(node: Any, library: Mapping[str, Any]) -> list[int] | None:
     definition = signature(node, library)
     if definition is None:
         return None
+    return _types(node, definition, definition.output_arg)
+
+
+def input_types(node: Any, library: Mapping[str, Any]) -> list[int] | None:
+    """Returns the DataType of each data input; `None` for unknown operations."""
+    definition = signature(node, library)
+    if definition is None:
+        return None
+    return _types(node, definition, definition.input_arg)
+
+
+def _types(node: Any, definition: Any, args: Any) -> list[int]:
     types: list[int] = []
-    for arg in definition.output_arg:
+    for arg in args:
         if arg.type_list_attr:
             types += node.attr[arg.type_list_attr].list.type
         else:
