@@ -48,6 +48,7 @@ RULES = {
     "runner": Rule("numpy ai_edge_litert", "", "types tflite_file"),
     "benchmark": Rule("numpy", "", "types artifacts runner"),
     "tflite_file": Rule("numpy flatbuffers ai_edge_litert", "", "types affine"),
+    "sparse_inference": Rule("numpy", "", "types tflite_file"),
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
     "data": Rule("numpy", "tensorflow", "types"),
     "savedmodel": Rule("numpy google google_crc32c", "ml_dtypes", "types artifacts"),

@@ -9,6 +9,7 @@ with the model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from tfopt.conversion import (
     _noise,
     _samples,
     _sources,
+    _sparse,
     _verification,
 )
 from tfopt.conversion._samples import Batch, Samples
@@ -49,7 +51,8 @@ class Conversion:
         report: Plain JSON data: `"quantization"`, `"bytes"`, `"operators"` (counts
             by name), `"constant_bytes"` (by type), `"float_operators"` (int8 only:
             those left by `allow_float_fallback`), `"calibration_examples"`,
-            `"seconds"` (by step), `"notes"`, and `"verification"`, which is `None` or
+            `"seconds"` (by step), `"notes"`, `"sparse"` (`None`, or what came of the
+            sparse encoding and why), and `"verification"`, which is `None` or
             holds `"data"` (`"representative"` or `"random"`), `"examples"`,
             `"batch_sizes"` and, for each of `"outputs"`, the signal-to-noise ratio
             `sqnr_db` (`None` if all values are equal), `max_error`, `mean_error`,
@@ -73,6 +76,7 @@ def convert(
     signature_key: str | None = None,
     strip_debug_info: bool = False,
     allow_float_fallback: bool = False,
+    sparse: bool = False,
     verify: bool = True,
     min_sqnr: float | None = None,
 ) -> bytes:
@@ -102,6 +106,10 @@ def convert(
             metadata.
         allow_float_fallback: Accept an `"int8"` file in which operators that cannot
             be quantized compute on floats.
+        sparse: Store weights with many zeros by their nonzero values. It makes the
+            raw file smaller, not faster, and is done only where the file becomes
+            smaller and LiteRT computes the same from it; the report says. Compressed,
+            a dense int8 file is the smaller one.
         verify: Run the file and compare its outputs with the model's.
         min_sqnr: Signal-to-noise ratio that every float output must reach, in dB.
             By default 80 for `"none"`, 35 for `"float16"`, 12 for `"dynamic"` and
@@ -133,6 +141,7 @@ def convert(
         signature_key=signature_key,
         strip_debug_info=strip_debug_info,
         allow_float_fallback=allow_float_fallback,
+        sparse=sparse,
         verify=verify,
         min_sqnr=min_sqnr,
     ).content
@@ -149,6 +158,7 @@ def convert_with_report(
     signature_key: str | None = None,
     strip_debug_info: bool = False,
     allow_float_fallback: bool = False,
+    sparse: bool = False,
     verify: bool = True,
     min_sqnr: float | None = None,
 ) -> Conversion:
@@ -164,6 +174,7 @@ def convert_with_report(
         signature_key: As in `convert`.
         strip_debug_info: As in `convert`.
         allow_float_fallback: As in `convert`.
+        sparse: As in `convert`.
         verify: As in `convert`.
         min_sqnr: As in `convert`.
 
@@ -185,6 +196,7 @@ def convert_with_report(
         input_type=inference_input_type,
         output_type=inference_output_type,
         allow_float=allow_float_fallback,
+        sparse=sparse,
     )
     _check_options(options, calibration_examples)
     clock = _Clock()
@@ -201,20 +213,21 @@ def convert_with_report(
         frozen = _freezing.freeze(source.function)
         _check_quantization(options, frozen, samples)
         clock.lap("freeze")
-        content = tflite_file.rewrite(
-            _lowering.lower(frozen, options, calibration),
-            signature_key=source.signature_key,
-            input_names=source.input_names,
-            output_names=source.output_names,
-            strip_debug_info=strip_debug_info,
-        )
+        write = functools.partial(_write, frozen, source, calibration, strip_debug_info)
+        content = write(dataclasses.replace(options, sparse=False))
         clock.lap("convert")
         file = tflite_file.read(content)
         _check_promises(file, source, options)
+        if samples is None and (verify or sparse):
+            samples = _samples.random(source.specs, _freezing.input_ranges(frozen))
+        encoding = None
+        if sparse and samples is not None:
+            batches, _ = _reference(source, samples)
+            content, encoding = _sparse.choose(content, lambda: write(options), batches)
+            file = tflite_file.read(content)
+            clock.lap("sparse")
         verification = None
-        if verify:
-            if samples is None:
-                samples = _samples.random(source.specs, _freezing.input_ranges(frozen))
+        if verify and samples is not None:
             if min_sqnr is None and _freezing.has_fake_quant(frozen):
                 min_sqnr = _verification.MIN_SQNR_TRAINED
             verification = _verify(content, file, source, samples, options, min_sqnr)
@@ -226,11 +239,29 @@ def convert_with_report(
         "constant_bytes": _constant_bytes(file),
         "float_operators": _float_operators(file, options),
         "calibration_examples": len(calibration),
+        "sparse": encoding,
         "verification": verification,
         "seconds": clock.seconds,
         "notes": _notes(file, options),
     }
     return Conversion(content, file.signatures[0], report)
+
+
+def _write(
+    frozen: Any,
+    source: Source,
+    calibration: Sequence[Batch],
+    strip_debug_info: bool,
+    options: _lowering.Options,
+) -> bytes:
+    """Converts, and names inputs and outputs as the model does."""
+    return tflite_file.rewrite(
+        _lowering.lower(frozen, options, calibration),
+        signature_key=source.signature_key,
+        input_names=source.input_names,
+        output_names=source.output_names,
+        strip_debug_info=strip_debug_info,
+    )
 
 
 class _Clock:
@@ -263,6 +294,12 @@ def _check_options(options: _lowering.Options, calibration_examples: int) -> Non
                 'Integer inputs and outputs need quantization="int8". Received: '
                 f"{name}={value!r} with quantization={options.quantization!r}"
             )
+    if options.sparse and options.quantization == "dynamic":
+        raise ValueError(
+            "LiteRT cannot run sparse weights with dynamic quantization, or computes "
+            'wrong numbers from them. Use "none", "float16" or "int8". Received: '
+            "sparse=True with quantization='dynamic'"
+        )
     if calibration_examples < 1:
         raise ValueError(
             "Expected a positive number. "

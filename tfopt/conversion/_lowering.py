@@ -22,12 +22,14 @@ class Options:
         input_type: `"float32"`, `"int8"` or `"uint8"`, for float inputs.
         output_type: The same for float outputs.
         allow_float: Whether int8 may leave operators in float.
+        sparse: Whether to store weights with many zeros by their nonzero values.
     """
 
     quantization: str
     input_type: str
     output_type: str
     allow_float: bool
+    sparse: bool = False
 
 
 def lower(
@@ -66,9 +68,12 @@ def lower(
 def _configure(
     converter: Any, options: Options, calibration: Sequence[Mapping[str, np.ndarray]]
 ) -> None:
-    if options.quantization == "none":
-        return
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    wanted = []
+    if options.quantization != "none":
+        wanted.append(tf.lite.Optimize.DEFAULT)
+    if options.sparse:
+        wanted.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
+    converter.optimizations = wanted
     if options.quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if options.quantization != "int8":
