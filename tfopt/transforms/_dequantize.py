@@ -40,27 +40,47 @@ class _Step(NamedTuple):
 
 
 def can_look_up(weight: Weight, consumer: Consumer) -> bool:
-    """Whether a lookup can be made in the codes instead of the weight."""
+    """Whether a lookup in the weight's body can be made in the codes instead."""
     view = consumer.view
     return (
         consumer.is_lookup
         and consumer.body is weight.body
-        and all(node.op in _PASSABLE for node in consumer.path)
+        and all(node.op in _PASSABLE for _, node in consumer.path)
         and view.is_in_order
         and view.axes is not None
     )
 
 
+def is_flat(codes: _codes.Codes, *, is_table: bool) -> bool:
+    """Whether 4-bit codes are packed as one long row.
+
+    One axis of even size wastes nothing, and rows of a table must stay rows.
+    """
+    shape = codes.codes.shape
+    return not is_table and (codes.shape != shape or shape[-1] % 2 > 0)
+
+
+def stored(codes: _codes.Codes, *, is_packed: bool, is_table: bool) -> np.ndarray:
+    """Returns the array that a constant holds for codes."""
+    if not is_packed:
+        return codes.codes
+    flat = is_flat(codes, is_table=is_table)
+    return _codes.pack(codes.codes.reshape(-1) if flat else codes.codes)
+
+
 class Writer:
-    """Writes one weight as codes, and what takes them.
+    """Writes nodes of one body that make a weight, or rows of it, from its codes.
 
     Args:
-        draft: The edits of the weight's body.
-        weight: The weight.
+        draft: The edits of the body.
+        weight: The weight, of this or another body.
         codes: What it becomes.
+        source: The codes as a tensor of the body.
+        stem: First part of the names of constants.
         is_packed: Whether codes have 4 bits.
-        is_table: Whether lookups take rows of the codes, so that these must keep the
-            weight's shape, but for packing the last axis.
+        is_table: Whether they have the weight's shape, but for packing the last axis.
+        before: Node before which constants are written, in the order of the file.
+        controls: Nodes that constants wait for.
     """
 
     def __init__(
@@ -68,35 +88,69 @@ class Writer:
         draft: Draft,
         weight: Weight,
         codes: _codes.Codes,
+        source: Tensor,
         *,
+        stem: str,
+        before: str,
         is_packed: bool,
         is_table: bool,
+        controls: Sequence[str] = (),
     ):
         self._draft = draft
         self._weight = weight
         self._codes = codes
-        self._controls = weight.body.controls(weight.node)
+        self._source = source
+        self._stem = stem
+        self._before = before
+        self._controls = tuple(controls)
+        self._is_packed = is_packed
+        self._is_flat = is_packed and is_flat(codes, is_table=is_table)
         self._type = weight.array.dtype
+        self._kind = np.dtype(np.int8) if is_packed else codes.codes.dtype
         self._scales: dict[tuple[int, ...], Tensor] = {}
         self._added: list[Any] = []
-        stored = codes.codes
-        self._is_flat = False
-        if is_packed:
-            # One axis of even size wastes nothing, and rows of a table stay rows.
-            self._is_flat = not is_table and (
-                codes.shape != stored.shape or stored.shape[-1] % 2 > 0
-            )
-            stored = _codes.pack(stored.reshape(-1) if self._is_flat else stored)
-        self._is_packed = is_packed
-        self._stored = stored
-        self.codes = self._constant("codes", stored)
 
-    def replace(self) -> None:
-        """Turns the constant's node into the whole weight, made from the codes."""
-        node, codes = self._weight.node, self._codes
-        name = node.name
+    @classmethod
+    def at_home(
+        cls,
+        draft: Draft,
+        weight: Weight,
+        codes: _codes.Codes,
+        *,
+        is_packed: bool,
+        is_table: bool,
+    ) -> Writer:
+        """Returns a writer for the weight's own body, after adding the codes to it."""
+        name = weight.node.name
+        writer = cls(
+            draft,
+            weight,
+            codes,
+            Tensor(name),
+            stem=name,
+            before=name,
+            is_packed=is_packed,
+            is_table=is_table,
+            controls=weight.body.controls(weight.node),
+        )
+        array = stored(codes, is_packed=is_packed, is_table=is_table)
+        writer._source = writer._constant("codes", array)
+        return writer
+
+    @property
+    def source(self) -> Tensor:
+        """The codes."""
+        return self._source
+
+    def whole(self, node: Any = None) -> Tensor:
+        """Returns the whole weight, made from the codes.
+
+        Args:
+            node: A node that it takes over; `None` for a new one.
+        """
+        codes, name = self._codes, self._stem if node is None else node.name
         last = codes.codes.size if self._is_flat else codes.codes.shape[-1]
-        value = self._unpacked(self.codes, name, last)
+        value = self._unpacked(self._source, name, last)
         steps = []
         if self._is_flat:
             shape = self._shape("view", codes.codes.shape)
@@ -107,17 +161,17 @@ class Writer:
             shape = self._shape("shape", codes.shape)
             kinds = {"T": self._type, "Tshape": _INT32}
             steps.append(_Step("Reshape", "weights", (shape,), kinds))
-        self._chain(node, value, steps)
+        return self._chain(name, node, value, steps)
 
     def look_up(self, consumer: Consumer) -> None:
         """Makes a lookup in the codes, and weights only of the rows it finds."""
         node, view = consumer.node, consumer.view
-        codes = self.codes
+        codes = self._source
         if view.sizes != self._weight.array.shape:
             shape = self._shape("rows", view.sizes)
-            kinds = {"T": self._stored.dtype, "Tshape": _INT32}
-            codes = self._node("Reshape", f"{self._name}/rows", [codes, shape], **kinds)
-        found = self._gathered(consumer, codes, "codes", self._stored.dtype)
+            kinds = {"T": self._kind, "Tshape": _INT32}
+            codes = self._node("Reshape", f"{self._stem}/rows", [codes, shape], **kinds)
+        found = self._gathered(consumer, codes, "codes", self._kind)
         found = self._unpacked(found, node.name, view.sizes[-1])
         steps = self._to_real(self._scale_of_rows(consumer))
         kind = np.dtype(dtypes.to_numpy(_ops.get(node, "Tparams")))
@@ -127,16 +181,12 @@ class Writer:
                 source = steps.pop().attributes["SrcT"]
                 attributes = {"SrcT": source, "DstT": kind}
             steps.append(_Step("Cast", "cast", (), attributes))
-        self._chain(node, found, steps)
+        self._chain(node.name, node, found, steps)
 
     @property
     def num_bytes(self) -> int:
         """Size of the nodes that were written."""
         return sum(node.ByteSize() for node in self._added)
-
-    @property
-    def _name(self) -> str:
-        return self._weight.node.name
 
     # What steps are made of.
 
@@ -158,7 +208,7 @@ class Writer:
                 small = _codes.as_bfloat16(scale)
                 stored = self._constant("scale", small)
                 kinds = {"SrcT": small.dtype, "DstT": self._type}
-                made = self._node("Cast", f"{self._name}/scales", [stored], **kinds)
+                made = self._node("Cast", f"{self._stem}/scales", [stored], **kinds)
             else:
                 values = scale.reshape(shape).astype(self._type)
                 made = self._constant("scale", values)
@@ -213,7 +263,7 @@ class Writer:
         self, consumer: Consumer, table: Tensor, suffix: str, kind: np.dtype
     ) -> Tensor:
         """Returns the lookup's rows of another table."""
-        for step in consumer.path:
+        for _, step in consumer.path:
             if step.op == "Enter":
                 inside = _copy(step, f"{step.name}/{suffix}")
                 _ops.set_attributes(inside, T=kind)
@@ -228,22 +278,27 @@ class Writer:
 
     # Writing.
 
-    def _chain(self, node: Any, value: Tensor, steps: Sequence[_Step]) -> None:
-        """Adds steps one after the other; the last one takes over a node."""
-        for step in steps[:-1]:
+    def _chain(
+        self, name: str, node: Any, value: Tensor, steps: Sequence[_Step]
+    ) -> Tensor:
+        """Adds steps one after the other; the last one takes over a node, if any."""
+        for step in steps[:-1] if node is not None else steps:
+            inputs = [value, *step.inputs]
             value = self._node(
-                *(step.op, f"{node.name}/{step.suffix}", [value, *step.inputs]),
-                **step.attributes,
+                step.op, f"{name}/{step.suffix}", inputs, **step.attributes
             )
+        if node is None:
+            return value
         step = steps[-1]
         self._draft.become(node, step.op, [value, *step.inputs], **step.attributes)
         self._added.append(node)
+        return Tensor(node.name)
 
     def _constant(self, suffix: str, array: Any, *, stem: str | None = None) -> Tensor:
         proto = _constants.to_proto(np.asarray(array))
-        node = _new("Const", f"{stem or self._name}/{suffix}")
+        node = _new("Const", f"{stem or self._stem}/{suffix}")
         _ops.set_attributes(node, value=proto, dtype=_ops.Type(proto.dtype))
-        return self._add(node, [], self._controls, before=self._name)
+        return self._add(node, [], self._controls, before=self._before)
 
     def _shape(self, suffix: str, shape: Sequence[int]) -> Tensor:
         return self._constant(f"{suffix}/sizes", np.array(shape, np.int32))
@@ -253,7 +308,7 @@ class Writer:
     ) -> Tensor:
         node = _new(op, name)
         _ops.set_attributes(node, **attributes)
-        return self._add(node, inputs, (), before=self._name)
+        return self._add(node, inputs, (), before=self._before)
 
     def _add(
         self, node: Any, inputs: Sequence[Tensor], controls: Any, *, before: str

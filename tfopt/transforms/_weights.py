@@ -13,8 +13,9 @@ from tfopt.savedmodel import dtypes
 from tfopt.transforms import _constants, _ops, _roles
 from tfopt.transforms._graph import Body, GraphModel, Tensor
 
-# Operation -> function attributes and the input that is their first argument.
-_CALLS = {
+# Operation -> its attributes that are functions, and the input that is their first
+# argument.
+CALLS = {
     "While": (("cond", "body"), 0),
     "StatelessWhile": (("cond", "body"), 0),
     "If": (("then_branch", "else_branch"), 1),
@@ -37,7 +38,7 @@ class Consumer:
         node: The operation.
         position: As which input.
         view: The constant as it sees it.
-        path: The nodes in between, that present it differently.
+        path: The nodes in between, that present it differently, each after its body.
         channels: The view's axes of output channels, or along which it looks up.
     """
 
@@ -45,7 +46,7 @@ class Consumer:
     node: Any
     position: int
     view: _roles.View
-    path: tuple[Any, ...]
+    path: tuple[tuple[Body, Any], ...]
     channels: tuple[int, ...]
 
     @property
@@ -290,12 +291,12 @@ def consumers_of(
             if after is not None:
                 for output in range(_num_outputs(node)):
                     made = Tensor(node.name, output)
-                    pending.append((where, made, after, (*path, node)))
+                    pending.append((where, made, after, (*path, (where, node))))
                 continue
-            arguments = list(_arguments(graph, node, position))
-            for inner, argument in arguments:
-                pending.append((inner, argument, view, (*path, node)))
-            if not arguments and node.op not in _HARMLESS:
+            called = list(arguments(graph, node, position))
+            for inner, argument in called:
+                pending.append((inner, argument, view, (*path, (where, node))))
+            if not called and node.op not in _HARMLESS:
                 others.append((where, node))
     return consumers, others
 
@@ -306,7 +307,7 @@ def _num_outputs(node: Any) -> int:
     return _ops.get(node, "num") if node.op == "Unpack" else 1
 
 
-def _arguments(
+def arguments(
     graph: GraphModel, node: Any, position: int
 ) -> Iterator[tuple[Body, Tensor]]:
     """Yields the functions' arguments that an input of a calling node becomes."""
@@ -314,8 +315,8 @@ def _arguments(
     first = 0
     if node.op in graph.functions:
         names = [node.op]
-    elif node.op in _CALLS:
-        attributes, first = _CALLS[node.op]
+    elif node.op in CALLS:
+        attributes, first = CALLS[node.op]
         for attribute in attributes:
             value = _ops.get(node, attribute)
             names += value if isinstance(value, list) else [value]

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfopt.transforms import _codes, _weights
+from tfopt.transforms import _codes, _tables, _weights
 from tfopt.transforms._base import Findings, GraphModel, transform
-from tfopt.transforms._dequantize import Writer, can_look_up
+from tfopt.transforms._dequantize import Writer, can_look_up, stored
 from tfopt.transforms._draft import Draft
+from tfopt.transforms._graph import Tensor
 from tfopt.transforms._weights import Consumer, Weight
 
 # TensorFlow folds constants when it loads a graph, but for larger results than this
@@ -96,27 +97,30 @@ def quantize_weights(
     found = _weights.select(
         graph, minimum_size=minimum_size, include=include, exclude=exclude
     )
-    drafts: dict[str, Draft] = {}
-    tensors = []
-    lookups = 0
+    # All is planned before the first edit, as edits change what plans go by.
+    plans = []
     for weight in found.weights:
         try:
-            plan = _Plan.of(weight, bits, per_channel, group_size)
-        except OverflowError as error:
-            found.skip(weight.name, str(error))
+            plan = _Plan.of(graph, weight, bits, per_channel, group_size)
+        except _Unfit as reason:
+            found.skip(weight.name, str(reason))
             continue
+        plans.append(plan)
+    drafts = {body.name: Draft(body) for body in graph.bodies} if plans else {}
+    tensors = []
+    for plan in plans:
         line = plan.report()
-        before = weight.node.ByteSize()
-        if plan.least_bytes >= before:
-            found.skip(weight.name, "would not become smaller")
-            continue
-        draft = drafts.setdefault(weight.body.name, Draft(weight.body))
-        line.update(bytes_before=before, bytes_after=plan.write(draft))
-        lookups += len(plan.lookups)
+        line["bytes_before"] = plan.weight.node.ByteSize()
+        line["bytes_after"] = plan.write(graph, drafts)
         tensors.append(line)
     for draft in drafts.values():
         draft.write()
+    lookups = sum(len(plan.lookups) for plan in plans)
     return _findings(tensors, lookups) | found.findings()
+
+
+class _Unfit(Exception):
+    """Says why a weight is left alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,46 +132,60 @@ class _Plan:
         codes: What is stored.
         bits: See `quantize_weights`.
         lookups: The operations that will look up codes.
+        reach: How the codes get to lookups in functions.
     """
 
     weight: Weight
     codes: _codes.Codes
     bits: int | str
     lookups: tuple[Consumer, ...]
+    reach: _tables.Reach
 
     @classmethod
     def of(
-        cls, weight: Weight, bits: int | str, per_channel: bool, group_size: int
+        cls,
+        graph: GraphModel,
+        weight: Weight,
+        bits: int | str,
+        per_channel: bool,
+        group_size: int,
     ) -> _Plan:
         """Chooses axes and rounds.
 
         Raises:
-            OverflowError: The weight has values too large for a 16-bit type.
+            _Unfit: It had better be left alone.
         """
-        lookups = tuple(c for c in weight.consumers if can_look_up(weight, c))
+        lookups, reach = _lookups(graph, weight)
         if isinstance(bits, str):
-            return cls(weight, _codes.to_floats(weight.array, bits), bits, lookups)
-        if not all(_can_pack(weight, item) for item in lookups):
-            bits = 8
-        if not per_channel:
-            axes: tuple[int, ...] = ()
-        elif lookups:
-            axes = _table_axes(weight, lookups)
+            try:
+                codes = _codes.to_floats(weight.array, bits)
+            except OverflowError as error:
+                raise _Unfit(str(error)) from error
         else:
-            axes = _channel_axes(weight)
-        group = None
-        if bits == 4 and group_size and per_channel and not lookups:
-            group = _group(weight.array.shape, axes, group_size)
-        codes = _codes.to_integers(
-            weight.array, bits=bits, channel_axes=axes, group=group
-        )
-        return cls(weight, codes, bits, lookups)
+            if not all(_can_pack(weight, item) for item in lookups):
+                bits = 8
+            axes: tuple[int, ...] = ()
+            group = None
+            if per_channel:
+                axes = (
+                    _table_axes(weight, lookups) if lookups else _channel_axes(weight)
+                )
+            if bits == 4 and group_size and per_channel and not lookups:
+                group = _group(weight.array.shape, axes, group_size)
+            codes = _codes.to_integers(
+                weight.array, bits=bits, channel_axes=axes, group=group
+            )
+        plan = cls(weight, codes, bits, lookups, reach)
+        if plan.stored.nbytes + plan.num_scales * 4 + _NODE_BYTES >= (
+            weight.node.ByteSize()
+        ):
+            raise _Unfit("would not become smaller")
+        return plan
 
     @property
-    def least_bytes(self) -> int:
-        """A bound of what the new nodes take."""
-        stored = self.codes.codes.nbytes // (2 if self.bits == 4 else 1)
-        return stored + self.num_scales * 4 + _NODE_BYTES
+    def stored(self) -> np.ndarray:
+        """What the constant with the codes holds."""
+        return stored(self.codes, is_packed=self.bits == 4, is_table=bool(self.lookups))
 
     @property
     def num_scales(self) -> int:
@@ -180,31 +198,55 @@ class _Plan:
         weight = self.weight
         return len(self.lookups) < len(weight.consumers) or bool(weight.others)
 
-    def write(self, draft: Draft) -> int:
+    def write(self, graph: GraphModel, drafts: dict[str, Draft]) -> int:
         """Changes the graph; returns the size of the nodes written."""
-        writer = Writer(
-            draft,
-            self.weight,
-            self.codes,
-            is_packed=self.bits == 4,
-            is_table=bool(self.lookups),
+        weight, is_packed, is_table = self.weight, self.bits == 4, bool(self.lookups)
+        home = drafts[weight.body.name]
+        writer = Writer.at_home(
+            home, weight, self.codes, is_packed=is_packed, is_table=is_table
         )
+        writers, source = {weight.body.name: writer}, writer.source
+        for name, argument in self.reach.arguments.items():
+            body = graph.functions[name]
+            writers[name] = Writer(
+                drafts[name],
+                weight,
+                self.codes,
+                Tensor(argument),
+                stem=argument,
+                before=next(iter(body.nodes)),
+                is_packed=is_packed,
+                is_table=is_table,
+            )
         for consumer in self.lookups:
-            writer.look_up(consumer)
-        if not self._drop(draft, writer.codes.node):
-            writer.replace()
-        return writer.num_bytes
+            writers[consumer.body.name].look_up(consumer)
+        wholes: dict[str, Tensor] = {}
+        for body, node, position in self.reach.others:
+            if body.name not in wholes:
+                wholes[body.name] = writers[body.name].whole()
+            drafts[body.name].inputs[node.name][position] = wholes[body.name]
+        self.reach.change_types(graph, drafts, self.stored, (weight.body, source))
+        if not self._drop(home, source.node):
+            writers[weight.body.name].whole(weight.node)
+        return sum(writer.num_bytes for writer in writers.values())
 
     def _drop(self, draft: Draft, instead: str) -> bool:
         """Removes the weight and what passed it on, if only lookups took it."""
-        body, done = self.weight.body, {item.node.name for item in self.lookups}
-        path = {node.name: node for item in self.lookups for node in item.path}
+        body = self.weight.body
+        done = {item.node.name for item in self.lookups if item.body is body}
+        done |= {node.name for where, node, _ in self.reach.calls if where is body}
+        path = {
+            node.name: node
+            for item in self.lookups
+            for where, node in item.path
+            if where is body and node.name not in done
+        }
         if any(node.op == "Enter" for node in path.values()):
             return False  # What waits for it must wait inside the loop.
         gone = [*path.values(), self.weight.node]
         names = done | {node.name for node in gone}
         for node in gone:
-            tensor = _weights.Tensor(node.name)
+            tensor = Tensor(node.name)
             users = {use.node.name for use in body.uses(tensor)}
             kept = body.is_kept(node.name) or body.is_returned(tensor)
             if kept or not users <= names:
@@ -228,6 +270,34 @@ class _Plan:
             "computed_at_each_run": self.remains
             and self.weight.array.nbytes > FOLDED_BYTES,
         }
+
+
+def _lookups(
+    graph: GraphModel, weight: Weight
+) -> tuple[tuple[Consumer, ...], _tables.Reach]:
+    """Returns the lookups that can be made in codes, and how those get there.
+
+    Raises:
+        _Unfit: The whole table would be computed at each run instead.
+    """
+    here = tuple(item for item in weight.consumers if can_look_up(weight, item))
+    inside = tuple(
+        item
+        for item in weight.consumers
+        if item.is_lookup
+        and item.body is not weight.body
+        and _tables.is_carried(graph, item)
+    )
+    reach = _tables.follow(graph, weight) if inside else _tables.Reach()
+    found, why = here, "what it looks up is another form of the table"
+    if isinstance(reach, _tables.Reach):
+        found = here + inside
+    else:
+        why, reach = reach, _tables.Reach()
+    num_lookups = sum(item.is_lookup for item in weight.consumers)
+    if len(found) < num_lookups and weight.array.nbytes > FOLDED_BYTES:
+        raise _Unfit(f"a large table with a lookup that cannot be made in codes: {why}")
+    return found, reach
 
 
 def _findings(tensors: list[dict[str, Any]], lookups: int) -> Findings:
