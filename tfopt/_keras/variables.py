@@ -35,11 +35,13 @@ class Weight:
         name: Unique in the model, for example `"block/dense/kernel"`.
         variable: The Keras (or TensorFlow) variable.
         trainable: Whether the model trains it.
+        layer: The layer, model or cell that made it.
     """
 
     name: str
     variable: Any
     trainable: bool
+    layer: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +80,7 @@ def weights(model: Any) -> list[Weight]:
     trainable = {id(variable) for variable in model.trainable_weights}
     seen = {id(state) for metric in model.metrics for state in metric.variables}
     found: dict[str, Weight] = {}
-    for name, variable in _walk(model, "", set()):
+    for name, variable, layer in _walk(model, "", set()):
         if id(variable) in seen:
             continue
         seen.add(id(variable))
@@ -86,7 +88,7 @@ def weights(model: Any) -> list[Weight]:
         while unique in found:  # two layers of one name inside one layer
             count += 1
             unique = f"{name}#{count}"
-        found[unique] = Weight(unique, variable, id(variable) in trainable)
+        found[unique] = Weight(unique, variable, id(variable) in trainable, layer)
     return list(found.values())
 
 
@@ -96,7 +98,11 @@ def kernels(model: Any) -> list[Weight]:
 
 
 def select(
-    candidates: Sequence[Weight], *, include: Patterns, exclude: Patterns
+    candidates: Sequence[Weight],
+    *,
+    include: Patterns,
+    exclude: Patterns,
+    naming: Sequence[str] = (),
 ) -> tuple[list[Weight], dict[str, str]]:
     """Chooses the trainable kernels that patterns ask for.
 
@@ -109,6 +115,7 @@ def select(
         candidates: The weights of a model.
         include: Patterns; only weights that match one are chosen. `None`: all.
         exclude: Patterns; weights that match one are not chosen.
+        naming: More patterns that may name a weight which is not a kernel.
 
     Returns:
         The chosen weights, and for each of the others, by name, why it is not chosen.
@@ -119,25 +126,25 @@ def select(
     include, exclude = as_patterns("include", include), as_patterns("exclude", exclude)
     chosen, reasons = [], {}
     for weight in candidates:
-        reason = _reason_against(weight, include, exclude)
+        reason = _reason_against(weight, include, exclude, naming)
         if reason:
             reasons[weight.name] = reason
         else:
             chosen.append(weight)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns or ():
-            if not any(_matches(pattern, weight.name) for weight in candidates):
+            if not any(matches(pattern, weight.name) for weight in candidates):
                 names = [weight.name for weight in candidates if weight.is_kernel]
                 raise ValueError(
                     f"A pattern of `{argument}` matches no weight. Expected globs for "
                     f"names such as {names[:20]}. Received: {argument}={pattern!r}"
                 )
     for pattern in include or ():
-        if not any(_matches(pattern, weight.name) for weight in chosen):
+        if not any(matches(pattern, weight.name) for weight in chosen):
             met = {
                 name: reason
                 for name, reason in reasons.items()
-                if _matches(pattern, name)
+                if matches(pattern, name)
             }
             raise ValueError(
                 "A pattern of `include` matches only weights that cannot be chosen: "
@@ -232,7 +239,7 @@ def iterations(model: Any, *, ahead: int = 0) -> int:
         ahead: Number of batches to add before counting. A batch is a step, unless the
             optimizer accumulates the gradients of several batches for one.
     """
-    optimizer = _inner(model.optimizer)
+    optimizer = inner_optimizer(model.optimizer)
     per_step = getattr(optimizer, "gradient_accumulation_steps", None) or 1
     if per_step == 1:
         return int(optimizer.iterations.numpy()) + ahead
@@ -253,7 +260,7 @@ def moving_average(optimizer: Any, variable: Any) -> Any | None:
     That is what `use_ema=True` writes into the model in the end. Only known once the
     optimizer is built, as it is when a training step is traced.
     """
-    optimizer = _inner(optimizer)
+    optimizer = inner_optimizer(optimizer)
     if not getattr(optimizer, "use_ema", False):
         return None
     if _keras.is_keras3(optimizer):
@@ -263,34 +270,40 @@ def moving_average(optimizer: Any, variable: Any) -> Any | None:
     return optimizer._model_variables_moving_average[index]
 
 
-def _inner(optimizer: Any) -> Any:
+def inner_optimizer(optimizer: Any) -> Any:
     """Returns the optimizer that loss scaling wraps, or the one given."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _walk(layer: Any, prefix: str, entered: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(layer: Any, prefix: str, entered: set[int]) -> Iterator[tuple[str, Any, Any]]:
     entered.add(id(layer))
     inner = list(layer._flatten_layers(include_self=False, recursive=False))
     below = {id(variable) for child in inner for variable in child.weights}
     for variable in layer.weights:
         if id(variable) not in below:
-            yield prefix + variable.name.rsplit("/", 1)[-1].split(":", 1)[0], variable
+            name = variable.name.rsplit("/", 1)[-1].split(":", 1)[0]
+            yield prefix + name, variable, layer
     for child in inner:
         if id(child) not in entered:
             yield from _walk(child, f"{prefix}{child.name}/", entered)
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Returns whether a glob matches a weight's name or a leading part of it."""
     parts = name.split("/")
     heads = ("/".join(parts[: end + 1]) for end in range(len(parts)))
     return any(fnmatch.fnmatchcase(head, pattern) for head in heads)
 
 
 def _reason_against(
-    weight: Weight, include: list[str] | None, exclude: list[str] | None
+    weight: Weight,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    naming: Sequence[str],
 ) -> str | None:
-    asked = [p for p in include or () if _matches(p, weight.name)]
-    named = any(p.rsplit("/", 1)[-1] == weight.last_name for p in asked)
+    asked = [p for p in include or () if matches(p, weight.name)]
+    by_name = [*asked, *(p for p in naming if matches(p, weight.name))]
+    named = any(p.rsplit("/", 1)[-1] == weight.last_name for p in by_name)
     if not (weight.is_kernel or named):
         return "not a kernel"
     if not weight.trainable:
@@ -299,5 +312,5 @@ def _reason_against(
         return f"of type {weight.variable.dtype}"
     if include is not None and not asked:
         return "not in `include`"
-    hit = next((p for p in exclude or () if _matches(p, weight.name)), None)
+    hit = next((p for p in exclude or () if matches(p, weight.name)), None)
     return None if hit is None else f"`exclude` has {hit!r}"

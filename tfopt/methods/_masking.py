@@ -107,7 +107,11 @@ class Masks:
 
     def values(self) -> dict[str, np.ndarray]:
         """Returns the weights by name, as float arrays."""
-        return {name: to_numpy(w.variable) for name, w in self._weights.items()}
+        return {name: self.value(name) for name in self._weights}
+
+    def value(self, name: str) -> np.ndarray:
+        """Returns one weight, as float array."""
+        return to_numpy(self._weights[name].variable)
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Returns the masks by name, as bool arrays; True keeps."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import numpy as np
-
-from tfopt import masks, schedules
+from tfopt import schedules
 
 _COUNTING = (
     "Steps count from `optimizer.iterations`: compile the model anew to start at 0, "
@@ -54,28 +52,40 @@ class Weights:
     """The weights to prune, as far as a schedule is concerned.
 
     Attributes:
-        sizes: Number of weights of each tensor.
-        zeros: Number of zeros in all of them.
-        scope: As in `masks.compute`.
+        size: How many there are.
+        zeros: How many of them are zero.
+        least_zeros: Returns how many zeros masks make at least, at sparsities that are
+            a function of the final ones.
+        slack: By how many zeros masks may exceed that.
     """
 
-    sizes: tuple[int, ...]
+    size: int
     zeros: int
-    scope: masks.Scope
-
-    @classmethod
-    def of(cls, values: Mapping[str, np.ndarray], scope: masks.Scope) -> Weights:
-        """Counts the zeros of arrays."""
-        sizes = tuple(value.size for value in values.values())
-        nonzero = sum(np.count_nonzero(value) for value in values.values())
-        return cls(sizes, sum(sizes) - nonzero, scope)
+    least_zeros: Callable[[Callable[[float], float]], int]
+    slack: int
 
     def missing_zeros(self, schedule: schedules.Schedule, step: int) -> int:
         """Returns how many zeros are missing at a step; < 0 is a surplus."""
         update = schedule.last_update(step)
-        sparsity = 0.0 if update is None else schedule(update)
-        kept = masks.total_kept(self.sizes, sparsity, scope=self.scope)
-        return sum(self.sizes) - kept - self.zeros
+        if update is None:
+            return -self.zeros
+        missing = self.least_zeros(sparsity_at(schedule, update)) - self.zeros
+        return missing if missing > 0 else min(0, missing + self.slack)
+
+
+def sparsity_at(schedule: schedules.Schedule, step: int) -> Callable[[float], float]:
+    """Returns a function: final sparsity -> sparsity at a step, all on one schedule."""
+
+    def sparsity(final: float) -> float:
+        if isinstance(schedule, schedules.ConstantSparsity):
+            return final
+        initial = min(schedule.initial_sparsity, final)
+        ramp = dataclasses.replace(
+            schedule, final_sparsity=final, initial_sparsity=initial
+        )
+        return ramp(step)
+
+    return sparsity
 
 
 def make(
@@ -158,7 +168,7 @@ def check(
     """
     begin, end = schedule.begin_step, schedule.end_step
     received = f"Received: begin_step={begin}, end_step={end}; {fit}"
-    missing, size = weights.missing_zeros(schedule, fit.first), sum(weights.sizes)
+    missing, size = weights.missing_zeros(schedule, fit.first), weights.size
     if fit.last is not None and begin > fit.last:
         raise ValueError(
             "The schedule begins after the training, so nothing would be pruned. "

@@ -1,20 +1,23 @@
-"""Magnitude pruning as one Keras callback, without wrappers."""
+"""Pruning as one Keras callback, without wrappers."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tfopt import _keras, masks, schedules
 from tfopt._keras import variables
-from tfopt.methods import _ramp
+from tfopt.methods import _penalty, _prune_arguments, _ramp, _scores, _targets
 from tfopt.methods._base import Method
 from tfopt.methods._masking import Masks, to_numpy
+from tfopt.methods._prune_log import Log
+from tfopt.methods._prune_run import Run
+from tfopt.methods._rewind import Rewind
 from tfopt.types import TfoptError, VerificationError
 
 _log = logging.getLogger(__name__)
@@ -23,12 +26,12 @@ _log = logging.getLogger(__name__)
 class Prune(Method):
     """Makes a growing fraction of the weights zero while the model trains.
 
-    The smallest weights go first. Masks are computed by the schedule before a training
-    step and enforced by the optimizer inside every step, right after the weight
-    update. So the model is exactly as sparse as the schedule says after every batch,
-    for every callback and in every checkpoint, and needs no stripping: it stays the
-    model it was. Works in place on any built Keras 3 or tf_keras model, also on one
-    that `QuantizeAware` has prepared.
+    The weights of the lowest score go first, by default the smallest. Masks are
+    computed by the schedule before a training step and enforced by the optimizer
+    inside every step, right after the weight update. So the model is exactly as sparse
+    as the schedule says after every batch, for every callback and in every checkpoint,
+    and needs no stripping: it stays the model it was. Works in place on any built
+    Keras 3 or tf_keras model, also on one that `QuantizeAware` has prepared.
 
     Pruned are all trainable kernels and embedding tables (`report` lists them, and why
     the other weights are left alone). Steps are optimizer steps
@@ -38,7 +41,8 @@ class Prune(Method):
 
     Args:
         final_sparsity: Fraction of zero weights in the end, in [0, 1). `None` only
-            with a schedule object or with `keep_existing_zeros=True`.
+            with a schedule object, `per_layer`, `threshold`, `keep_existing_zeros` or
+            a structure such as `"2:4"`, which says it.
         initial_sparsity: Fraction of zero weights at `begin_step`.
         begin_step: Step at which pruning begins. 0: before the first training step.
         end_step: Step at which `final_sparsity` is reached, on the frequency grid or
@@ -49,15 +53,53 @@ class Prune(Method):
         power: Exponent of the polynomial; 3 prunes most of it early.
         schedule: `"polynomial"`, `"constant"` (all at once at `begin_step`) or an
             object of `tfopt.schedules`, which then says all of the above.
+        score: Which weights stay: those of large `"magnitude"` |w|; `"gradient"`
+            |w·∂L/∂w| averaged over the batches since the masks were last computed, or
+            over `data`; `"movement"` -Σ w·∂L/∂w since `fit` began; `"activation"` |w|
+            times the root mean square of its input over `data`; or `"random"` ones.
+            What is pruned once stays so.
+        structure: What is pruned together: `"unstructured"`, single weights; `"4x1"`,
+            blocks of 4 inputs by 1 output (of a Dense kernel, or at each position of a
+            convolution's; any size; blocks at the edge may be smaller); `"2:4"`, two
+            zeros in each four inputs of an output (any m:n; a last shorter group of k
+            inputs has k - (n - m) zeros), on the way in a growing share of the groups;
+            `"channel"` or `"filter"`, all weights of an output with their bias and
+            BatchNormalization, not those of the model's outputs.
+        block_pooling: `"avg"` or `"max"`: which of its weights' scores is that of a
+            block, or of a channel unless by magnitude: that goes by its norm.
         scope: `"local"`: every weight tensor gets the sparsity. `"global"`: all
             together do, and layers with larger weights keep more; better from about
             0.9 on, where the local scope leaves small layers too little.
+        min_density: Fraction of its weights (blocks, channels) that each tensor keeps
+            at least under the global scope; no more than its local share.
         include: Globs for names such as `"block/dense/kernel"` or for leading parts of
-            them such as `"block"`; only what matches is pruned. `None`: everything.
+            them such as `"block"`; only what matches is pruned. `None`: everything. A
+            weight that is not a kernel is pruned if its own name is given:
+            `"my_layer/table"`.
         exclude: Globs of what not to prune.
+        per_layer: Final sparsity by glob, for weights that are to differ from
+            `final_sparsity`; the first that matches counts. They have their sparsity
+            each, also under the global scope. Without `final_sparsity`, only they are
+            pruned.
+        strict: Raise if a weight matrix is not pruned that neither `include`,
+            `exclude` nor `per_layer` leaves out.
         keep_existing_zeros: Weights that are zero when `fit` starts stay zero. Without
             `final_sparsity` this is all that is done: pruning preserved through
             fine-tuning or quantization-aware training.
+        threshold: Instead of a sparsity: prune weights with |w| (of a block or channel,
+            the pooled one) below this, every `frequency` (100) steps from `begin_step`
+            to `end_step` (the end), but never a whole tensor.
+        data: Batches, readable again and again, on which masks are scored: `(x, y)` or
+            `(x, y, sample_weight)` for `"gradient"`, also `x` alone for
+            `"activation"`, which needs them. Few batches do. Not part of the config.
+        rewind_step: Lottery tickets: when a `fit` ends that has made the final masks,
+            all weights get the values back that they had at this step, under the
+            masks. Then train again with `Prune(keep_existing_zeros=True)`.
+        sparsity_penalty: `{"kind": "l1" or "group_lasso", "strength": 1e-4}`, a term of
+            the loss for the weights to prune; the groups are those of `structure`,
+            output channels if it has none.
+        log_dir: Folder for TensorBoard: sparsity of each weight tensor per epoch.
+        seed: For the score `"random"`.
 
     Attributes:
         report: After `fit` has started: one dictionary per weight of the model with
@@ -65,15 +107,20 @@ class Prune(Method):
             `sparsity` (fraction of zeros, when training last ended; else None).
 
     Raises:
-        ValueError: An argument is wrong; patterns match nothing; or, from `fit`, the
-            schedule begins after the training that `fit` plans, or ended before it.
+        ValueError: An argument is wrong; patterns match nothing; `strict` and there
+            are skips; or, from `fit`, the schedule begins after the training that
+            `fit` plans, or ended before it.
+        TfoptError: From `fit`, a score cannot be had of a layer or training step.
 
     Warns:
         UserWarning: The schedule ends after the training that `fit` plans, starts with
-            a jump, or lets weights grow back that are zero.
+            a jump, or lets weights grow back that are zero; or weight matrices are
+            not pruned without having been excluded.
 
     Reference:
-        Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878.
+        Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878;
+        rewinding: Frankle and Carbin, https://arxiv.org/abs/1803.03635; the scores:
+        `tfopt/methods/_scores.py`.
 
     Example:
         >>> prune = Prune(final_sparsity=0.8, end_step=6)
@@ -95,10 +142,24 @@ class Prune(Method):
         schedule: (
             Literal["polynomial", "constant"] | schedules.Schedule | Mapping[str, Any]
         ) = "polynomial",
+        score: Literal[
+            "magnitude", "movement", "gradient", "activation", "random"
+        ] = "magnitude",
+        structure: str = "unstructured",
+        block_pooling: Literal["avg", "max"] = "avg",
         scope: masks.Scope = "local",
+        min_density: float = masks.MIN_DENSITY,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        per_layer: Mapping[str, float] | None = None,
+        strict: bool = False,
         keep_existing_zeros: bool = False,
+        threshold: float | None = None,
+        data: Iterable[Any] | None = None,
+        rewind_step: int | None = None,
+        sparsity_penalty: Mapping[str, Any] | None = None,
+        log_dir: str | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         if isinstance(schedule, Mapping):
@@ -110,17 +171,30 @@ class Prune(Method):
         self.frequency = frequency
         self.power = power
         self.schedule = schedule
+        self.score = score
+        self.structure = structure
+        self.block_pooling = block_pooling
         self.scope = scope
+        self.min_density = min_density
         self.include = include
         self.exclude = exclude
+        self.per_layer = per_layer
+        self.strict = strict
         self.keep_existing_zeros = keep_existing_zeros
+        self.threshold = threshold
+        self.data = data
+        self.rewind_step = rewind_step
+        self.sparsity_penalty = sparsity_penalty
+        self.log_dir = log_dir
+        self.seed = seed
         self.report: list[dict[str, Any]] = []
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._last_masks: dict[str, np.ndarray] = {}
         # A ramp derived from the length of a `fit` holds for later ones as well, as
-        # long as the same optimizer counts the steps.
+        # long as the same optimizer counts the steps; so do the early weights.
         self._derived: tuple[Any, schedules.Schedule] | None = None
-        self._check_arguments()
+        self._rewind: Rewind | None = None
+        _prune_arguments.check(self._arguments())
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -128,11 +202,20 @@ class Prune(Method):
         return self._last_masks if self._run is None else self._run.masks.numpy()
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments as plain values."""
-        config = super().get_config()
+        """Returns the constructor arguments as plain values, without `data`."""
+        config = self._arguments()
+        del config["data"]
         if not isinstance(self.schedule, str):
             config["schedule"] = schedules.serialize(self.schedule)
+        for name in ("per_layer", "sparsity_penalty"):
+            if config[name] is not None:
+                config[name] = dict(config[name])
         return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Prune:
+        """Makes a Prune from `get_config`'s dictionary; give `data` along if needed."""
+        return cls(**config)
 
     def finalize(self, model: Any) -> Any:
         """Returns the model, after counting its zeros.
@@ -143,21 +226,16 @@ class Prune(Method):
         if self._run is not None:  # a fit was aborted
             self._end(self._run)
         _keras.check_model(model)
-        chosen, _ = variables.select(
-            variables.weights(model), include=self.include, exclude=self.exclude
-        )
-        for group, kept in self._promised(chosen):
-            size = sum(weight.size for weight in group)
-            nonzero = sum(np.count_nonzero(weight.variable.numpy()) for weight in group)
-            if nonzero > kept:
-                raise VerificationError(
-                    "The model is less sparse than promised. Expected at least "
-                    f"{size - kept} zeros in {size} weights, found {size - nonzero}. "
-                    "Train to the end of the schedule, with Prune in every fit, and "
-                    "let no later callback bring back earlier weights "
-                    "(restore_best_weights). Received: weights="
-                    f"{[weight.name for weight in group]}, {self._describe()}"
-                )
+        final = _prune_arguments.final_sparsity(self._arguments())
+        selection = _targets.select(model, self._rules(), final)
+        if final is None and self.per_layer is None:
+            self._check_kept(selection)
+            return model
+        for target in selection.targets:
+            zeros = sum(selection.structured_zeros(w) for w in target.weights)
+            self._check_zeros(
+                target.weights, zeros, selection.least_zeros(target, target.final)
+            )
         return model
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -190,6 +268,8 @@ class Prune(Method):
         if not run.checked:
             run.masks.check_installed()
             run.checked = True
+        if self._rewind is not None:
+            self._rewind.look()
         if run.schedule is None or run.due is None:
             return
         batches = variables.steps_per_execution(self.model)
@@ -209,14 +289,18 @@ class Prune(Method):
             run.reach = max(run.reach, run.fit.last or 0)
         if run.reach >= run.due:
             step = run.schedule.last_update(run.reach)
-            self._update(run, run.schedule, run.due if step is None else step)
+            run.update(run.due if step is None else step)
             run.due = run.schedule.next_update(run.reach)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Checks that nothing has written weights past the masks."""
+        """Checks that nothing has written weights past the masks; logs sparsities."""
         del logs
-        if self._run is not None:
-            _enforce(self._run, f"in epoch {epoch}")
+        run = self._run
+        if run is None:
+            return
+        run.enforce(f"in epoch {epoch}")
+        if run.log is not None:
+            run.log.write(variables.iterations(self.model), run.values())
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the weights their own constraints back; they stay sparse."""
@@ -224,7 +308,7 @@ class Prune(Method):
         run = self._run
         if run is None:  # there was no epoch
             return
-        _enforce(run, "at the end of training")
+        run.enforce("at the end of training")
         if run.due is not None and isinstance(run.schedule, schedules.PolynomialDecay):
             _log.warning(
                 "Training ended at step %d and the schedule at step %d; the sparsity "
@@ -233,108 +317,76 @@ class Prune(Method):
                 run.schedule.end_step,
                 run.schedule.final_sparsity,
             )
+        elif self._rewind is not None:
+            self._rewind.restore()
+            run.masks.enforce()
         self._end(run)
 
-    def _check_arguments(self) -> None:
-        if self.scope not in masks.SCOPES:
-            raise ValueError(
-                f"`scope` must be one of {masks.SCOPES}. Received: scope={self.scope!r}"
-            )
-        for name in ("include", "exclude"):
-            variables.as_patterns(name, getattr(self, name))
-        if not isinstance(self.keep_existing_zeros, bool):
-            raise ValueError(
-                "`keep_existing_zeros` must be True or False. "
-                f"Received: keep_existing_zeros={self.keep_existing_zeros!r}"
-            )
-        given = {
-            "final_sparsity": self.final_sparsity is not None,
-            "initial_sparsity": self.initial_sparsity != 0,
-            "begin_step": self.begin_step != 0,
-            "end_step": self.end_step is not None,
-            "frequency": self.frequency is not None,
-            "power": self.power != 3,
-        }
-        idle: Sequence[str] = list(given)
-        if isinstance(self.schedule, schedules.Schedule):
-            why = "the schedule object says it"
-        elif self.schedule not in ("polynomial", "constant"):
-            raise ValueError(
-                '`schedule` must be "polynomial", "constant" or an object of '
-                f"tfopt.schedules. Received: schedule={self.schedule!r}"
-            )
-        elif self.final_sparsity is None:
-            why = "without `final_sparsity` there is no schedule"
-            if not self.keep_existing_zeros:
-                raise ValueError(
-                    "`final_sparsity` must be given, unless with a schedule object or "
-                    "keep_existing_zeros=True. Received: final_sparsity=None"
-                )
-        else:
-            why = "a constant schedule has none"
-            idle = ["initial_sparsity", "power"] if self.schedule == "constant" else []
-            end_step = self.end_step
-            if end_step is None and self.schedule == "polynomial":
-                end_step = 2**63  # any valid one: its time has not come
-            self._make_schedule(self.begin_step, end_step)
-        for name in idle:
-            if given[name]:
-                raise ValueError(
-                    f"`{name}` must not be given: {why}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+    def _arguments(self) -> dict[str, Any]:
+        return super().get_config()
 
-    def _make_schedule(
-        self, begin_step: int, end_step: int | None
-    ) -> schedules.Schedule:
-        return _ramp.make(
-            str(self.schedule),
-            final_sparsity=self.final_sparsity or 0.0,
-            initial_sparsity=self.initial_sparsity,
-            begin_step=begin_step,
-            end_step=end_step,
-            power=self.power,
-            frequency=self.frequency,
+    def _rules(self) -> _targets.Rules:
+        structure = masks.Structure.parse(self.structure)
+        by_norm = structure.kind == "channel" and self.score == "magnitude"
+        return _targets.Rules(
+            include=self.include,
+            exclude=self.exclude,
+            per_layer=self.per_layer,
+            structure=structure,
+            pooling="norm" if by_norm else self.block_pooling,
+            scope=self.scope,
+            min_density=self.min_density,
+            strict=self.strict,
         )
 
-    def _start(self, epoch: int) -> _Run:
+    def _start(self, epoch: int) -> Run:
         _keras.check_model(self.model)
-        candidates = variables.weights(self.model)
-        chosen, reasons = variables.select(
-            candidates, include=self.include, exclude=self.exclude
-        )
-        self.report = [
-            {
-                "name": weight.name,
-                "shape": weight.shape,
-                "size": weight.size,
-                "pruned": weight.name not in reasons,
-                "reason": reasons.get(weight.name, ""),
-                "sparsity": None,
-            }
-            for weight in candidates
-        ]
+        final = _prune_arguments.final_sparsity(self._arguments())
+        selection = _targets.select(self.model, self._rules(), final)
+        self.report = selection.report
+        chosen = selection.weights
         values = {weight.name: to_numpy(weight.variable) for weight in chosen}
         fit = self._plan(epoch)
-        schedule = self._schedule_of(fit, _ramp.Weights.of(values, self.scope))
+        schedule = self._schedule_of(fit, selection, values)
+        self._announce(selection, schedule)
+        if self.rewind_step is not None and (
+            self._rewind is None or not self._rewind.is_for(self.model)
+        ):
+            self._rewind = Rewind(self.model, self.rewind_step)
         keep = {
             name: value != 0 if self.keep_existing_zeros else np.ones_like(value, bool)
             for name, value in values.items()
         }
-        enforced = Masks(self.model, chosen)
-        enforced.install()
-        enforced.assign(keep)
-        # Biases and the like are only in the report: every model has many.
-        skipped = {
-            weight.name: reasons[weight.name]
-            for weight in candidates
-            if weight.is_kernel and weight.name in reasons
-        }
-        _log.info(
-            "Pruning %s; skipping %s; %s", list(values), skipped or "none", schedule
+        scorer = _scores.Scorer(
+            self.score, self.model, chosen, data=self.data, seed=self.seed
         )
-        due = None if schedule is None else schedule.begin_step
-        return _Run(enforced, keep, schedule, fit, due)
+        followers = [follower.weight for follower in selection.followers]
+        run = Run(
+            masks=Masks(self.model, [*chosen, *followers]),
+            selection=selection,
+            scorer=scorer,
+            keep=keep,
+            schedule=schedule,
+            fit=fit,
+            due=None if schedule is None else schedule.begin_step,
+            threshold=self.threshold,
+            log=None if self.log_dir is None else Log(self.log_dir, self.model),
+        )
+        scorer.install()
+        if self.sparsity_penalty is not None:
+            structure = masks.Structure.parse(self.structure)
+            run.undo = _penalty.install(self.sparsity_penalty, chosen, structure)
+        run.masks.install()
+        run.masks.assign(selection.with_followers(keep))
+        return run
+
+    def _announce(
+        self, selection: _targets.Selection, schedule: schedules.Schedule | None
+    ) -> None:
+        """Says what is pruned, and what is not though nobody asked for that."""
+        skipped = _targets.skipped(selection)
+        pruned = [weight.name for weight in selection.weights]
+        _log.info("Pruning %s; skipping %s; %s", pruned, skipped or "none", schedule)
 
     def _plan(self, epoch: int) -> _ramp.Fit:
         batches, epochs = self.params.get("steps"), self.params["epochs"] - epoch
@@ -348,23 +400,36 @@ class Prune(Method):
         )
 
     def _schedule_of(
-        self, fit: _ramp.Fit, weights: _ramp.Weights
+        self,
+        fit: _ramp.Fit,
+        selection: _targets.Selection,
+        values: Mapping[str, np.ndarray],
     ) -> schedules.Schedule | None:
         """Returns the checked schedule of a fit; None: only zeros are kept."""
+        size = sum(value.size for value in values.values())
+        weights = _ramp.Weights(
+            size=size,
+            zeros=size - sum(np.count_nonzero(value) for value in values.values()),
+            least_zeros=selection.all_least_zeros,
+            slack=selection.slack(),
+        )
+        arguments = self._arguments()
+        final = _prune_arguments.highest(arguments)
+        make = functools.partial(_prune_arguments.make, arguments, final)
         if isinstance(self.schedule, schedules.Schedule):
             schedule = self.schedule
-        elif self.final_sparsity is None:
+        elif self.threshold is not None:
+            # It says when; how sparse that makes the model remains to be seen.
+            return make(self.begin_step, self.end_step)
+        elif not final:
             return None
         elif self.schedule == "constant" or self.end_step is not None:
-            schedule = self._make_schedule(self.begin_step, self.end_step)
+            schedule = make(self.begin_step, self.end_step)
         elif self._derived is not None and self._derived[0] is self.model.optimizer:
             schedule = self._derived[1]
         else:
             schedule = _ramp.derive(
-                self._make_schedule,
-                begin_step=self.begin_step,
-                weights=weights,
-                fit=fit,
+                make, begin_step=self.begin_step, weights=weights, fit=fit
             )
             self._derived = (self.model.optimizer, schedule)
         _ramp.check(
@@ -375,96 +440,46 @@ class Prune(Method):
         )
         return schedule
 
-    def _update(self, run: _Run, schedule: schedules.Schedule, step: int) -> None:
-        """Computes and applies the masks of a step."""
-        values = run.masks.values()
-        bad = [name for name, value in values.items() if np.isnan(value).any()]
-        if bad:
-            raise TfoptError(
-                "The training has diverged: weights are NaN, so none is smallest. Try "
-                f"a lower learning rate. Received: weights={bad}, step={step}"
-            )
-        scores = [np.abs(value) for value in values.values()]
-        computed = masks.compute(scores, schedule(step), scope=self.scope)
-        run.masks.assign(
-            {
-                name: mask & run.keep[name]
-                for name, mask in zip(values, computed, strict=True)
-            }
-        )
-
-    def _end(self, run: _Run) -> None:
-        run.masks.remove()
-        values = run.masks.values()
-        for row in self.report:
-            if row["pruned"]:
-                row["sparsity"] = float(np.mean(values[row["name"]] == 0))
+    def _end(self, run: Run) -> None:
+        run.end(self.report)
         self._last_masks = run.masks.numpy()
         self._run = None
 
-    def _promised(
-        self, chosen: Sequence[variables.Weight]
-    ) -> list[tuple[list[variables.Weight], int]]:
-        """Returns groups of weights, and how many of a group may be non-zero."""
-        final = self.final_sparsity
-        if isinstance(self.schedule, schedules.Schedule):
-            final = self.schedule.final_sparsity
-        if final is None:
-            if not self._last_masks:
-                raise VerificationError(
-                    "Prune has kept no zeros yet. Expected `fit` with this callback "
-                    f"before `finalize`. Received: {self._describe()}"
-                )
-            kept = sum(int(mask.sum()) for mask in self._last_masks.values())
-            return [(list(chosen), kept)]
-        if self.scope == "local":
-            return [([w], masks.num_kept(w.size, final)) for w in chosen]
-        sizes = [weight.size for weight in chosen]
-        return [(list(chosen), masks.total_kept(sizes, final, scope="global"))]
+    def _check_kept(self, selection: _targets.Selection) -> None:
+        """Raises unless the zeros of the last masks are there."""
+        if not self._last_masks:
+            raise VerificationError(
+                "Prune has kept no zeros yet. Expected `fit` with this callback "
+                f"before `finalize`. Received: {self._describe()}"
+            )
+        zeros = sum(
+            weight.size - np.count_nonzero(weight.variable.numpy())
+            for weight in selection.weights
+        )
+        names = {weight.name for weight in selection.weights}
+        masked = [mask for name, mask in self._last_masks.items() if name in names]
+        self._check_zeros(
+            selection.weights, zeros, sum(int((~mask).sum()) for mask in masked)
+        )
+
+    def _check_zeros(
+        self, weights: Sequence[variables.Weight], found: int, expected: int
+    ) -> None:
+        if found < expected:
+            size = sum(weight.size for weight in weights)
+            raise VerificationError(
+                "The model is less sparse than promised. Expected at least "
+                f"{expected} zeros in {size} weights, found {found}. "
+                "Train to the end of the schedule, with Prune in every fit, and "
+                "let no later callback bring back earlier weights "
+                "(restore_best_weights). Received: weights="
+                f"{[weight.name for weight in weights]}, {self._describe()}"
+            )
 
     def _describe(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._given().items())
-
-    def _given(self) -> dict[str, Any]:
-        default = {"power": 3, "begin_step": 0, "initial_sparsity": 0.0}
-        return {
-            name: value
+        parameters = inspect.signature(type(self).__init__).parameters
+        return ", ".join(
+            f"{name}={value!r}"
             for name, value in self.get_config().items()
-            if value not in (None, False) and value != default.get(name)
-        }
-
-
-@dataclasses.dataclass
-class _Run:
-    """The state of one `fit`.
-
-    Attributes:
-        masks: The masks in force.
-        keep: Bool arrays by weight name; False is zero for good.
-        schedule: None: the masks never change.
-        fit: What the `fit` plans.
-        due: The next step that updates the masks; None: no more.
-        reach: Upper bound of the optimizer steps after the coming execution.
-        is_last_epoch: Whether the last planned epoch is running.
-        checked: Whether the masks were seen to be installed.
-    """
-
-    masks: Masks
-    keep: dict[str, np.ndarray]
-    schedule: schedules.Schedule | None
-    fit: _ramp.Fit
-    due: int | None
-    reach: int = 0
-    is_last_epoch: bool = False
-    checked: bool = False
-
-
-def _enforce(run: _Run, when: str) -> None:
-    escaped = run.masks.escaped()
-    if escaped:
-        _ramp.warn(
-            f"Pruned weights of {escaped} were written past the optimizer {when}, by a "
-            "callback that brings back earlier weights or by a training step of the "
-            "model's own. They are set to zero again."
+            if value != parameters[name].default
         )
-        run.masks.enforce()

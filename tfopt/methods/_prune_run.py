@@ -1,0 +1,114 @@
+"""The state of one `fit` with Prune: masks in force, and how they change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfopt import schedules
+from tfopt.methods import _ramp, _scores, _targets
+from tfopt.methods._masking import Masks
+from tfopt.methods._prune_log import Log
+from tfopt.types import TfoptError
+
+
+@dataclasses.dataclass
+class Run:
+    """The state of one `fit`.
+
+    Attributes:
+        masks: The masks in force.
+        selection: What is pruned.
+        scorer: Scores the weights.
+        keep: Bool arrays by weight name; False is zero for good.
+        schedule: None: the masks never change.
+        fit: What the `fit` plans.
+        due: The next step that updates the masks; None: no more.
+        threshold: Prunes what scores less, instead of the schedule's sparsity.
+        log: For TensorBoard.
+        undo: What takes penalties off again.
+        reach: Upper bound of the optimizer steps after the coming execution.
+        is_last_epoch: Whether the last planned epoch is running.
+        checked: Whether the masks were seen to be installed.
+    """
+
+    masks: Masks
+    selection: _targets.Selection
+    scorer: _scores.Scorer
+    keep: dict[str, np.ndarray]
+    schedule: schedules.Schedule | None
+    fit: _ramp.Fit
+    due: int | None
+    threshold: float | None = None
+    log: Log | None = None
+    undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
+    reach: int = 0
+    is_last_epoch: bool = False
+    checked: bool = False
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Returns the weights that are pruned by name, as float arrays."""
+        return {name: self.masks.value(name) for name in self.keep}
+
+    def update(self, step: int) -> None:
+        """Computes and applies the masks of a step of the schedule.
+
+        Raises:
+            TfoptError: Weights are NaN, or there are no scores.
+        """
+        values = self.values()
+        bad = [name for name, value in values.items() if np.isnan(value).any()]
+        if bad:
+            raise TfoptError(
+                "The training has diverged: weights are NaN, so none is smallest. Try "
+                f"a lower learning rate. Received: weights={bad}, step={step}"
+            )
+        if self.schedule is None:
+            return
+        sparsity_of = _ramp.sparsity_at(self.schedule, step)
+        if self.threshold is not None:
+            computed = self.selection.above(self._scores(values), self.threshold)
+        elif any(sparsity_of(target.final) for target in self.selection.targets):
+            computed = self.selection.masks(self._scores(values), sparsity_of)
+        else:
+            return  # nothing to prune yet, and perhaps no scores
+        kept = {name: mask & self.keep[name] for name, mask in computed.items()}
+        self.masks.assign(self.selection.with_followers(kept))
+
+    def enforce(self, when: str) -> None:
+        """Masks weights that something has written past the masks, with a warning."""
+        escaped = self.masks.escaped()
+        if escaped:
+            _ramp.warn(
+                f"Pruned weights of {escaped} were written past the optimizer {when}, "
+                "by a callback that brings back earlier weights or by a training step "
+                "of the model's own. They are set to zero again."
+            )
+            self.masks.enforce()
+
+    def end(self, report: list[dict[str, Any]]) -> None:
+        """Takes everything off the model again; fills in the report's sparsities."""
+        self.scorer.remove()
+        for undo in self.undo:
+            undo()
+        self.masks.remove()
+        values = self.values()
+        for row in report:
+            if row["pruned"]:
+                row["sparsity"] = float(np.mean(values[row["name"]] == 0))
+        if self.log is not None:
+            self.log.close()
+
+    def _scores(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns scores; what is pruned already has the lowest."""
+        scores = self.scorer.compute(values)
+        if self.scorer.score == "magnitude":  # of zeros it is the lowest anyway
+            return scores
+        before, result = self.masks.numpy(), {}
+        for name, score in scores.items():
+            score = np.where(self.keep[name], score, score.min())
+            result[name] = np.where(before[name] | ~self.keep[name], score, -np.inf)
+        return result
