@@ -32,7 +32,8 @@ class Draft:
         self.controls = {node.name: body.controls(node) for node in body}
         self._moved: dict[Tensor, Tensor] = {}
         self._gone: dict[str, str] = {}
-        self._positions = {name: index for index, name in enumerate(body.nodes)}
+        names = list(body.nodes)
+        self._positions = {name: float(i) for i, name in enumerate(names)}
 
     def add(
         self,

@@ -257,13 +257,17 @@ class Folder:
         if node.op in (*BATCH_NORMS, "BiasAdd"):
             known = self._values.get(body.input(node, 1))
             return None if known is None else known.value.size
-        if node.op in LAYOUTS:
-            try:
+        try:
+            if node.op in LAYOUTS:
                 linear = Linear(body, node, self._values)
-            except Unfit:
-                return None
-            return linear.channels if linear.place == place else None
-        return None
+                return linear.channels if linear.place == place else None
+            step = step_of(body, node, place, self._values)
+        except Unfit:
+            return None
+        if step is None:
+            return None
+        known = self._channels(body.input(node, step.data), place)
+        return None if known is None else max(known, step.size or 1)
 
     def _waits_for(self, step: Step, linear: Linear) -> bool:
         """Whether the step's constants exist only after the linear operation ran."""
@@ -301,6 +305,7 @@ class Folder:
 
     def _fold(self, plan: Plan, draft: Draft) -> None:
         linear = plan.linear
+        self.folded += plan.steps
         scale, shift = compose([x.step for x in plan.after if x.step is not None])
         scale_in, shift_in = compose([x.step for x in plan.before if x.step])
         controls = linear.controls.union(
@@ -317,7 +322,6 @@ class Folder:
             _split(plan, draft)
         self._unlink_after(plan, bias, controls, draft)
         self.operations += 1
-        self.folded += plan.steps
 
     def _set_weights(self, linear: Linear, controls: Any, draft: Draft) -> None:
         array = linear.weights.astype(dtypes.to_numpy(linear.dtype))

@@ -233,7 +233,7 @@ def _output_place(node: Any, layout: Layout) -> Place:
 
 
 def size_at(body: Body, shape: Tensor, index: int, values: Values) -> int | None:
-    """Returns one element (-1: the last) of a tensor that is a shape, if it is known."""
+    """Returns an element (-1: the last) of a tensor that is a shape, if known."""
     known = values.integers(shape)
     if known is not None:
         return known[index] if len(known) > max(index, 0) else None
