@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfopt.data import Data, Split, load_data
 from tfopt.types import TfoptError
@@ -290,3 +291,25 @@ def test_arrays_need_no_tensorflow(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout == "(10, 4, 3) 1\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_an_epoch_has_the_same_order_wherever_training_starts(kind):
+    tf.random.set_seed(1)
+    labels = np.arange(50)
+    source = (labels[:, None].astype(np.float32), labels)
+    if kind == "dataset":
+        source = tf.data.Dataset.from_tensor_slices(source).batch(7)
+    split = Split(source)
+
+    def orders(numbers, seed=3):
+        batches = split.epochs(numbers, batch_size=16, seed=seed).as_numpy_iterator()
+        return np.concatenate([labels for _, labels in batches]).reshape(-1, 50)
+
+    whole = orders(range(4))
+    tf.random.set_seed(2 if kind == "arrays" else 1)
+    np.testing.assert_array_equal(orders(range(2, 4)), whole[2:])
+    assert (np.sort(whole, axis=1) == labels).all()
+    assert len({tuple(order) for order in whole.tolist()}) == 4
+    assert (orders(range(4), seed=9) != whole).any()
+    assert split.num_batches(batch_size=16) == 4

@@ -114,8 +114,8 @@ class Split:
         Args:
             numbers: The epochs' numbers, such as `range(2, 10)`.
             batch_size: Examples in each batch; the last of an epoch may be smaller.
-            seed: Seed of the orders; of a dataset only windows of 10,000 examples are
-                shuffled.
+            seed: Seed of the orders. A dataset is shuffled within windows of 10,000
+                examples, and `tf.random.set_seed` has a say in it as well.
 
         Example:
             >>> split = Split((np.zeros([5, 2]), np.arange(5)))
@@ -127,21 +127,24 @@ class Split:
         _check_batch_size(batch_size)
         import tensorflow as tf
 
-        epochs = tf.data.Dataset.from_tensor_slices(
-            tf.range(numbers.start, numbers.stop, numbers.step, tf.int64)
-        )
         if _is_dataset(self.source):
-            return epochs.flat_map(
-                lambda number: self.dataset(
-                    batch_size=batch_size, shuffle=True, seed=number + seed
-                )
+            return _concatenated(
+                [
+                    self.dataset(
+                        batch_size=batch_size, shuffle=True, seed=seed + number
+                    )
+                    for number in numbers
+                ]
             )
-        order = tf.data.Dataset.range(self._num_examples())
-        indices = epochs.flat_map(
-            lambda number: order.shuffle(
-                self._num_examples(), seed=number + seed
-            ).batch(batch_size)
-        )
+        every = tf.range(self._num_examples(), dtype=tf.int64)
+
+        def indices_of(number: Any) -> Any:
+            # Stateless: the process's own random seed has no say in it.
+            order = tf.random.experimental.stateless_shuffle(every, [seed, number])
+            return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+
+        epochs = tf.range(numbers.start, numbers.stop, numbers.step, tf.int64)
+        indices = tf.data.Dataset.from_tensor_slices(epochs).flat_map(indices_of)
         return self._look_up(indices)
 
     def num_batches(self, *, batch_size: int = 32) -> int:
@@ -368,6 +371,15 @@ def _cut(arrays: Arrays, part: slice) -> Arrays:
     if isinstance(arrays, dict):
         return {name: item[part] for name, item in arrays.items()}
     return arrays[part]
+
+
+def _concatenated(datasets: list[Any]) -> Any:
+    """Returns the datasets one after the other, as a balanced tree."""
+    if len(datasets) == 1:
+        return datasets[0]
+    middle = len(datasets) // 2
+    first, second = datasets[:middle], datasets[middle:]
+    return _concatenated(first).concatenate(_concatenated(second))
 
 
 def _concatenate(parts: tuple[Any, ...]) -> Arrays:

@@ -129,7 +129,8 @@ def convert(
         >>> content = convert(
         ...     model, quantization="int8", representative_dataset=images
         ... )
-        >>> tfopt.artifacts.write_bytes("model.tflite", content)
+        >>> with open("model.tflite", "wb") as file:
+        ...     _ = file.write(content)
     """
     return convert_with_report(
         model,
