@@ -266,8 +266,8 @@ class Folder:
             return None
         if step is None:
             return None
-        known = self._channels(body.input(node, step.data), place)
-        return None if known is None else max(known, step.size or 1)
+        size = self._channels(body.input(node, step.data), place)
+        return None if size is None else max(size, step.size or 1)
 
     def _waits_for(self, step: Step, linear: Linear) -> bool:
         """Whether the step's constants exist only after the linear operation ran."""
