@@ -36,6 +36,14 @@ class Reach:
     carriers: list[tuple[Body, Any]] = dataclasses.field(default_factory=list)
     others: list[tuple[Body, Any, int]] = dataclasses.field(default_factory=list)
 
+    def results(self, body: Body) -> list[Tensor]:
+        """Returns what loops in a body hand out of it."""
+        return [
+            Tensor(node.name, position)
+            for where, node, position in self.calls
+            if where is body and node.op in _LOOPS
+        ]
+
     def change_types(
         self,
         graph: GraphModel,
@@ -63,7 +71,11 @@ class Reach:
         body, tensor = home
         for where, node, position in self.calls:
             if where is body:
-                drafts[where.name].inputs[node.name][position] = tensor
+                inputs = drafts[where.name].inputs[node.name]
+                if node.op in _LOOPS:
+                    made = Tensor(node.name, position)
+                    drafts[where.name].move(made, inputs[position])
+                inputs[position] = tensor
             _retype_call(graph, node, position, stored)
 
 
@@ -132,6 +144,8 @@ def follow(graph: GraphModel, weight: Weight) -> Reach | str:
             elif inner:
                 reach.calls.append((body, node, position))
                 pending += inner
+                if node.op in _LOOPS:  # They hand it out again, unchanged.
+                    pending.append((body, Tensor(node.name, position)))
                 for function, argument in inner:
                     known = reach.arguments.setdefault(function.name, argument.node)
                     if known != argument.node:
@@ -171,6 +185,7 @@ def _obstacle(
                 return f"function {name!r} returns it, or changes it"
     for body, node, position in reach.calls:
         made = Tensor(node.name, position)
-        if node.op in _LOOPS and (body.uses(made) or body.is_returned(made)):
+        is_home = body is weight.body
+        if node.op in _LOOPS and is_home and body.is_returned(made):
             return f"loop {node.name!r} hands it on"
     return None

@@ -214,7 +214,8 @@ def _judge(
     consumers, others = consumers_of(graph, body, Tensor(node.name), shape)
     if any(_scales_codes(*use) for use in others + _uses(consumers)):
         return found.skip(name, "holds scales of quantized weights")
-    if len(shape) < 2:
+    if len(shape) < 2:  # A list to look up, such as frequencies of words.
+        others += _uses(item for item in consumers if item.is_lookup)
         consumers = [item for item in consumers if not item.is_lookup]
     if not consumers and not is_named:
         return found.skip(name, _why_not(shape, others))

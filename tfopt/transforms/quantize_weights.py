@@ -243,6 +243,8 @@ class _Plan:
         }
         if any(node.op == "Enter" for node in path.values()):
             return False  # What waits for it must wait inside the loop.
+        if any(body.uses(tensor) for tensor in self.reach.results(body)):
+            return False
         gone = [*path.values(), self.weight.node]
         names = done | {node.name for node in gone}
         for node in gone:
