@@ -77,6 +77,7 @@ RULES = {
         " tfmot _keras",
     ),
     "training": Rule("", "", "types _keras methods"),
+    "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
     "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(
         "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras"

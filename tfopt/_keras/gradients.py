@@ -95,7 +95,7 @@ def of_batches(
                 "Gradients need batches (x, y) or (x, y, sample_weight). "
                 f"Received: a batch of type {type(batch).__name__}"
             )
-        x, y, weight = (*batch, None)[:3]
+        x, y, weight = (*tf.nest.map_structure(tf.convert_to_tensor, batch), None)[:3]
         with tf.GradientTape() as tape:
             outputs = model(x, training=False)
             loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)

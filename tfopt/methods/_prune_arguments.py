@@ -40,7 +40,7 @@ def check(arguments: Mapping[str, Any]) -> None:
     _penalty.check(arguments["sparsity_penalty"])
     _check_rewind(arguments["rewind_step"])
     _check_threshold(arguments, structure)
-    _check_schedule(arguments, structure)
+    _check_schedule(arguments)
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
@@ -78,11 +78,24 @@ def final_sparsity(arguments: Mapping[str, Any]) -> float | None:
     else:
         given = arguments["final_sparsity"]
     idle = arguments["keep_existing_zeros"] or arguments["threshold"] is not None
-    if given is None and structure.kind == "m:n" and not idle:
-        return structure.limit
-    if given is not None and math.isclose(given, structure.limit, abs_tol=1e-3):
-        return structure.limit if structure.kind == "m:n" else given
-    return given
+    return given if given is None and idle else implied_sparsity(given, structure)
+
+
+def implied_sparsity(given: float | None, structure: masks.Structure) -> float | None:
+    """Returns the final sparsity, which is that of the structure if that is m:n.
+
+    Raises:
+        ValueError: Another one is given with m:n.
+    """
+    if structure.kind != "m:n":
+        return given
+    if given is not None and not math.isclose(given, structure.limit, abs_tol=1e-3):
+        raise ValueError(
+            f"The sparsity must be {structure.limit:.4g}, which the structure "
+            f'"{structure.first}:{structure.second}" means, or be left out. '
+            f"Received: sparsity={given!r}"
+        )
+    return structure.limit
 
 
 def _check_threshold(arguments: Mapping[str, Any], structure: masks.Structure) -> None:
@@ -118,7 +131,7 @@ def _check_rewind(step: Any) -> None:
         )
 
 
-def _check_schedule(arguments: Mapping[str, Any], structure: masks.Structure) -> None:
+def _check_schedule(arguments: Mapping[str, Any]) -> None:
     given = {
         "final_sparsity": arguments["final_sparsity"] is not None,
         "initial_sparsity": arguments["initial_sparsity"] != 0,
@@ -166,12 +179,6 @@ def _check_schedule(arguments: Mapping[str, Any], structure: masks.Structure) ->
                 f"`{name}` must not be given: {why}. "
                 f"Received: {name}={arguments[name]!r}"
             )
-    if structure.kind == "m:n" and final is not None and final != structure.limit:
-        raise ValueError(
-            f"`final_sparsity` must be {structure.limit:.4g}, which the structure "
-            f"{arguments['structure']!r} means, or be left out. "
-            f"Received: final_sparsity={final!r}"
-        )
 
 
 def highest(arguments: Mapping[str, Any]) -> float:

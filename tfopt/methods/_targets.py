@@ -78,6 +78,22 @@ class Selection:
             "min_density": rules.min_density,
         }
 
+    @property
+    def vectors(self) -> list[variables.Weight]:
+        """What goes with channels."""
+        return [follower.weight for follower in self.followers]
+
+    def only(self, name: str) -> Selection:
+        """Returns a selection of one weight, cut on its own."""
+        target = next(
+            Target((weight,), target.final)
+            for target in self.targets
+            for weight in target.weights
+            if weight.name == name
+        )
+        followers = [f for f in self.followers if f.kernel == name]
+        return Selection([target], followers, self._rules, self.report)
+
     def masks(
         self, scores: Arrays, sparsity_of: Callable[[float], float]
     ) -> dict[str, np.ndarray]:

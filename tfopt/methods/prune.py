@@ -360,9 +360,8 @@ class Prune(Method):
         scorer = _scores.Scorer(
             self.score, self.model, chosen, data=self.data, seed=self.seed
         )
-        followers = [follower.weight for follower in selection.followers]
         run = Run(
-            masks=Masks(self.model, [*chosen, *followers]),
+            masks=Masks(self.model, [*chosen, *selection.vectors]),
             selection=selection,
             scorer=scorer,
             keep=keep,
