@@ -53,7 +53,7 @@ RULES = {
     "data": Rule("numpy", "tensorflow", "types"),
     "savedmodel": Rule("numpy google google_crc32c", "ml_dtypes", "types artifacts"),
     "methods": Rule("numpy tensorflow", "", "_keras schedules masks affine types"),
-    "_keras": Rule("numpy tensorflow", "h5py keras tf_keras", "types affine"),
+    "_keras": Rule("numpy tensorflow", "h5py keras tf_keras", "types affine _child"),
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
@@ -74,15 +74,17 @@ RULES = {
         "numpy",
         "rich",
         "types artifacts data report runner analysis training methods conversion"
-        " tfmot _keras",
+        " tfmot _keras _child",
     ),
+    "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "training": Rule("", "", "types _keras methods"),
     "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
     "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(
-        "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras"
+        "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras artifacts"
     ),
     "_flags": Rule("absl", "rich", "_quiet _signatures artifacts types"),
+    "_child": Rule("", "", "types artifacts"),
     "_quiet": Rule(),
     "_signatures": Rule(),
     "tools": Rule("absl", "", "_flags"),

@@ -14,6 +14,7 @@ Private attributes of Keras that this file reads, on keras 3.12-3.15 and tf_kera
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,6 +70,12 @@ class LayerSpec:
         """
         root = self.cls.__module__.split(".", 1)[0]
         return self.cls.__name__ if root in ("keras", "tf_keras") else ""
+
+    def matches(self, pattern: str) -> bool:
+        """Returns whether a glob fits the name, the path or a leading part of it."""
+        parts = self.path.split("/")
+        names = [self.name, *("/".join(parts[: n + 1]) for n in range(len(parts)))]
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 @dataclasses.dataclass(eq=False)

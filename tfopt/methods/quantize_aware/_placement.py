@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -210,25 +209,19 @@ def _unselected(
     role = "compute" if isinstance(rule, Unsupported) else rule.role
     if role in ("same_scale", "identity"):
         return None
-    if any(_matches(spec, pattern) for pattern in exclude):
+    if any(spec.matches(pattern) for pattern in exclude):
         return Unsupported("excluded", wanted=True)
     # Whatever can fuse follows the layer before it.
     if include is None or role != "compute":
         return None
-    if any(_matches(spec, pattern) for pattern in include):
+    if any(spec.matches(pattern) for pattern in include):
         return None
     return Unsupported("not included", wanted=True)
 
 
-def _matches(spec: LayerSpec, pattern: str) -> bool:
-    parts = spec.path.split("/")
-    names = [spec.name, *("/".join(parts[: n + 1]) for n in range(len(parts)))]
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
 def _check_patterns(graph: Graph, option: str, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
-        if not any(_matches(spec, pattern) for spec in graph.layers()):
+        if not any(spec.matches(pattern) for spec in graph.layers()):
             raise ValueError(
                 f"No layer matches a pattern of `{option}`. Expected names of layers, "
                 f"with * and ?: {[spec.path for spec in graph.layers()]}. "
