@@ -17,4 +17,28 @@ class Preset(NamedTuple):
     transforms: tuple[str, ...]
 
 
-PRESETS: dict[str, Preset] = {}
+# Operations that hand on what they get, but for training. CheckNumerics is none: it
+# stops a graph whose numbers are not finite.
+_PASSED_ON = ("Identity", "IdentityN", "Snapshot", "StopGradient", "PreventGradient")
+
+PRESETS: dict[str, Preset] = {
+    "deploy": Preset(
+        "Whatever makes a graph smaller and faster at no loss (differences up to "
+        "rounding).",
+        (
+            "inline_functions",
+            "sink_constants",
+            "strip_unused_nodes",
+            f"remove_nodes({', '.join(f'op={op}' for op in _PASSED_ON)})",
+            "fold_constants",
+            "fold_batch_norms",
+            # After folding, which gives convolutions weights of their own.
+            "merge_duplicate_nodes",
+            "sort_by_execution_order",
+        ),
+    ),
+    "small": Preset(
+        "What deploy does, then weights in 8 bits.",
+        ("deploy", "quantize_weights", "sort_by_execution_order"),
+    ),
+}

@@ -51,7 +51,11 @@ class Step:
     def __str__(self) -> str:
         if not self.options:
             return self.transform.name
-        listed = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        listed = ", ".join(
+            f"{name}={one}"
+            for name, value in self.options.items()
+            for one in (value if isinstance(value, tuple) else (value,))
+        )
         return f"{self.transform.name}({listed})"
 
 
