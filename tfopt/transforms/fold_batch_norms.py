@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._folding import Folder
+from tfopt.transforms._linear import ROUNDING
 from tfopt.transforms._scaling import BATCH_NORMS
 
 
-# A float32 network of 50 layers is itself about 1e-5 off its results in float64, folded
-# or not; a softmax at its end multiplies that by the size of the logits.
 @transform(
-    outputs="close", tolerance=1e-4, adds_nodes=True, aliases=("fold_old_batch_norms",)
+    outputs="close",
+    tolerance=ROUNDING,
+    adds_nodes=True,
+    aliases=("fold_old_batch_norms",),
 )
 def fold_batch_norms(graph: GraphModel, *, convert_rest: bool = False) -> Findings:
     """Folds batch normalization into the weights of linear operations.
