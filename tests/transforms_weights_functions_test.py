@@ -261,7 +261,7 @@ def test_small_constants():
 def test_constants_that_are_not_finite(bad):
     weights = randoms(40, 40)
     weights[3, 3] = bad
-    found, reasons = findings(plain(w=weights))
+    _, reasons = findings(plain(w=weights))
     assert "infinite or NaN" in reasons["w"]
 
 
@@ -285,8 +285,10 @@ def test_what_is_no_weight():
 
     found, reasons = findings(build)
     assert found["quantized"] == 0
-    assert reasons["bias"].startswith("a vector") and "BiasAdd" in reasons["bias"]
-    assert "not a weight" in reasons["boxes"] and "AddV2" in reasons["boxes"]
+    assert reasons["bias"].startswith("a vector")
+    assert "BiasAdd" in reasons["bias"]
+    assert reasons["boxes"].startswith("not a weight")
+    assert "AddV2" in reasons["boxes"]
     assert reasons["idf"].startswith("a vector")
     assert reasons["half"] == "has 16 bits already (bfloat16)"
     # Named, they are taken all the same.

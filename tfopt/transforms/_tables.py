@@ -174,11 +174,11 @@ def _obstacle(
                     for position in range(len(body.inputs(node)))
                 ):
                     return f"function {name!r} is also called with something else"
-    for name, argument in reach.arguments.items():
+    for name, taken in reach.arguments.items():
         inner = graph.functions[name]
-        if not inner.function.signature.input_arg[inner.arguments.index(argument)].type:
+        index = inner.arguments.index(taken)
+        if not inner.function.signature.input_arg[index].type:
             return f"function {name!r} leaves the type open"
-        index = inner.arguments.index(argument)
         for number, result in enumerate(inner.returns):
             # A loop's body hands it to the next round, in the same place.
             if ((name, result) in seen) != (name in loops and number == index):
