@@ -81,7 +81,8 @@ def strip_unused_nodes(
     effects = _semantics.Effects(graph)
     for body in graph.functions.values():
         _forget_waits(body, effects)
-    graph.remove_dead()
+    if graph.functions:
+        graph.remove_dead()
     return {
         "removed": before - graph.num_nodes,
         "placeholders": made,
