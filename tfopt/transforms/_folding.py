@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.savedmodel import dtypes, protos
-from tfopt.transforms import _constants, _ops
+from tfopt.transforms import _constants, _ops, _semantics
 from tfopt.transforms._draft import Draft
 from tfopt.transforms._graph import Body, Tensor
 from tfopt.transforms._linear import LAYOUTS, Linear, Place, Unfit
@@ -142,7 +142,7 @@ class Folder:
             if node.op in BATCH_NORMS and node.name not in self.reasons:
                 self.reasons[node.name] = self._reason(node)
         return [
-            {"node": name, "reason": reason}
+            {"node": _semantics.place(self._body, name), "reason": reason}
             for name, reason in self.reasons.items()
             if name in self._body.nodes
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfopt.transforms import _ops
+from tfopt.transforms import _ops, _semantics
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._draft import Draft
 from tfopt.transforms._graph import Body, Tensor
@@ -43,7 +43,7 @@ def flatten_atrous_conv(graph: GraphModel, *, depthwise: bool = False) -> Findin
     """
     flattened, skipped = 0, []
     for body in graph.bodies:
-        fed = [] if body.name else [name.split(":")[0] for name in graph.inputs]
+        fed = _semantics.fed(graph, body)
         values, draft = Values(body, fed=fed), Draft(body)
         for node in body:
             if node.op != "SpaceToBatchND":
@@ -52,7 +52,8 @@ def flatten_atrous_conv(graph: GraphModel, *, depthwise: bool = False) -> Findin
                 chain = _find(body, node, values, depthwise)
                 _flatten(body, chain, values, draft)
             except Unfit as why:
-                skipped.append({"node": node.name, "reason": str(why)})
+                name = _semantics.place(body, node.name)
+                skipped.append({"node": name, "reason": str(why)})
             else:
                 flattened += 1
         if flattened:
@@ -93,8 +94,8 @@ def _find(body: Body, first: Any, values: Values, depthwise: bool) -> _Chain:
     node = _next(body, conv)
     while node.op != "BatchToSpaceND":
         if added is not None and node.op == "Squeeze" and not squeezed:
-            axes = _ops.get(node, "squeeze_dims") or ()
-            if [axis % 4 for axis in axes] != [added]:
+            squeezed_axes = _ops.get(node, "squeeze_dims") or ()
+            if [axis % 4 for axis in squeezed_axes] != [added]:
                 raise Unfit("Squeeze behind it does not undo ExpandDims")
             place = Place(place.axis - (added < place.axis), 3)
             squeezed = True

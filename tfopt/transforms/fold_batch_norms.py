@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tfopt.transforms import _semantics
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._folding import Folder
 from tfopt.transforms._linear import ROUNDING
@@ -51,7 +52,7 @@ def fold_batch_norms(graph: GraphModel, *, convert_rest: bool = False) -> Findin
     counts = {"folded": 0, "batch_norms": 0, "operations": 0, "copied": 0}
     converted, skipped = 0, []
     for body in graph.bodies:
-        fed = [] if body.name else [name.split(":")[0] for name in graph.inputs]
+        fed = _semantics.fed(graph, body)
         kinds = {node.name: node.op for node in body}
         folder = Folder(body, fed=fed)
         folder.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfopt.transforms import _ops
+from tfopt.transforms import _ops, _semantics
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._draft import Draft
 from tfopt.transforms._graph import Body, Tensor
@@ -36,7 +36,7 @@ def fuse_pad_and_conv(graph: GraphModel) -> Findings:
     """
     fused, skipped = 0, []
     for body in graph.bodies:
-        fed = [] if body.name else [name.split(":")[0] for name in graph.inputs]
+        fed = _semantics.fed(graph, body)
         while True:
             count, left = _fuse_all(body, Values(body, fed=fed))
             fused += count
@@ -56,7 +56,8 @@ def _fuse_all(body: Body, values: Values) -> tuple[int, list[dict[str, str]]]:
         try:
             _fuse(body, node, users, values, draft)
         except Unfit as why:
-            skipped.append({"node": node.name, "reason": str(why)})
+            name = _semantics.place(body, node.name)
+            skipped.append({"node": name, "reason": str(why)})
         else:
             fused += 1
     if fused:
