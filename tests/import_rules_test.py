@@ -57,6 +57,11 @@ RULES = {
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
+    "grappler": Rule(
+        "numpy tensorflow",
+        "google",
+        "types artifacts savedmodel freezing benchmark report",
+    ),
     "checkpoint": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
@@ -84,7 +89,7 @@ RULES = {
         "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras artifacts"
     ),
     "_flags": Rule("absl", "rich", "_quiet _signatures artifacts types"),
-    "_child": Rule("", "", "types artifacts"),
+    "_child": Rule("absl", "", "types artifacts"),
     "_quiet": Rule(),
     "_signatures": Rule(),
     "tools": Rule("absl", "", "_flags"),
