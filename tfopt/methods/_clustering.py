@@ -150,8 +150,9 @@ class _Clustered(constraints.Link):
             *(make(value, name=name) for name, value in state._asdict().items())
         )
         self._steps = make(0, name="steps", dtype=tf.int64)
-        compiled = int(np.prod(codebook.shape)) >= _WORTH_COMPILING
-        self._next = tf.function(self._compute, jit_compile=compiled)
+        self._next = self._compute
+        if int(np.prod(codebook.shape)) >= _WORTH_COMPILING:
+            self._next = tf.function(self._compute, jit_compile=True)
 
     def value(self) -> tf.Tensor:
         """Returns the shared weights, float32."""

@@ -67,8 +67,8 @@ class Cluster(Method):
             between, only the centroids move. `None`: weights stay in their first
             cluster.
         seed: For the initializations that draw.
-        strict: Whether a kernel that cannot be clustered, other than by `include` and
-            `exclude`, is an error.
+        strict: Whether a kernel that is not trainable is an error, unless `include`
+            and `exclude` leave it out. Otherwise it stays as it is.
 
     Attributes:
         report: After `fit` has started: one dictionary per weight of the model with
@@ -80,8 +80,8 @@ class Cluster(Method):
     Raises:
         ValueError: An argument is wrong; patterns match nothing; or, from `fit`,
             clustering begins after the training that `fit` plans.
-        TfoptError: From `fit`: weights are not finite; or, with `strict`, a kernel
-            cannot be clustered.
+        TfoptError: From `fit`: weights are not finite; or, with `strict`, a kernel is
+            not trainable.
 
     Warns:
         UserWarning: Something wrote weights past the optimizer, or training ended
@@ -170,7 +170,7 @@ class Cluster(Method):
 
         Raises:
             ValueError: Clustering would begin after the training.
-            TfoptError: With `strict`, a kernel cannot be clustered.
+            TfoptError: With `strict`, a kernel is not trainable.
         """
         del logs
         if self._run is None:
@@ -268,19 +268,24 @@ class Cluster(Method):
                     f"weight={weight.name!r}"
                 )
             codebooks[weight.name] = codebook
-        plan = _Plan(candidates, codebooks, reasons)
-        unable = {
-            name: reason
-            for name, reason in plan.skipped.items()
-            if "clude" not in reason and not reason.startswith("only ")
-        }
-        if self.strict and unable:
+        if self.strict:
+            self._check_skipped(candidates, reasons)
+        return _Plan(candidates, codebooks, reasons)
+
+    def _check_skipped(
+        self, candidates: Sequence[variables.Weight], reasons: Mapping[str, str]
+    ) -> None:
+        if_trainable = [dataclasses.replace(w, trainable=True) for w in candidates]
+        asked, _ = variables.select(
+            if_trainable, include=self.include, exclude=self.exclude
+        )
+        frozen = [w.name for w in asked if reasons.get(w.name) == "not trainable"]
+        if frozen:
             raise TfoptError(
-                "Kernels cannot be clustered, and `strict` forbids to leave them as "
-                f"they are: {unable}. Exclude them, or set strict=False. "
-                f"Received: model={model.name!r}"
+                "Kernels that are not trainable cannot be clustered, and `strict` "
+                "forbids to leave them as they are. Exclude them, make them trainable, "
+                f"or set strict=False. Received: weights={frozen}"
             )
-        return plan
 
     def _codebook(self, weight: variables.Weight) -> Codebook:
         scales = self.channel_scales
