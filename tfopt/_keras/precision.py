@@ -11,9 +11,12 @@ from tfopt._keras.flatten import Graph, LayerSpec
 def full_precision(graph: Graph) -> Graph:
     """Returns a graph whose layers compute in float32 where they did in 16 bits.
 
-    The graph that is given is not changed; the copy has the same calls and values, so
-    it is only good for `flatten.to_model`. Layers inside of wrappers keep their types.
+    The graph that is given is not changed, and is returned itself if it has no such
+    layers. A copy has the same values, so it is only good for `flatten.to_model`.
+    Layers inside of wrappers keep their types.
     """
+    if all(full_precision_config(x.config) is x.config for x in graph.layers()):
+        return graph
     specs = {spec: _widened(spec) for spec in graph.layers()}
     return dataclasses.replace(
         graph,

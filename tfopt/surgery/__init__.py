@@ -249,10 +249,12 @@ def _run(model: Any, options: _Options) -> Removal:
         inputs = options.data
         if inputs is None:
             inputs = _check.random_inputs(graph, seed=options.seed)
+        wide = precision.full_precision(cut)
         error = _check.compare(
             structure,
-            precision.full_precision(cut),
+            wide,
             precision.full_precision(masked),
+            model=small if wide is cut else None,
             removed=choice.removed,
             without_effect=choice.without_effect,
             inputs=inputs,

@@ -28,6 +28,7 @@ def compare(
     small: Graph,
     masked: Graph,
     *,
+    model: Any = None,
     removed: np.ndarray,
     without_effect: np.ndarray,
     inputs: Any,
@@ -41,6 +42,7 @@ def compare(
         structure: Of the graph from which both were made.
         small: Without some channels.
         masked: With zeros in place of them.
+        model: The Keras model of `small`, if it has been made.
         removed: Atoms that `small` lacks, bool [atoms].
         without_effect: These and others that are not compared, bool [atoms].
         inputs: What the models are called with.
@@ -53,7 +55,7 @@ def compare(
         VerificationError: A layer's values or the outputs differ, or are not finite.
     """
     outputs = set(tf.nest.flatten(masked.outputs))
-    runs = [_Run(graph, inputs) for graph in (small, masked)]
+    runs = [_Run(small, inputs, model), _Run(masked, inputs)]
     worst = 0.0
     for calls in zip(small.calls, masked.calls, strict=True):
         for run, call in zip(runs, calls, strict=True):
@@ -84,8 +86,8 @@ def compare(
 class _Run:
     """A graph that runs one call after the other, eagerly."""
 
-    def __init__(self, graph: Graph, inputs: Any):
-        self._model = flatten.to_model(graph)
+    def __init__(self, graph: Graph, inputs: Any, model: Any = None):
+        self._model = flatten.to_model(graph) if model is None else model
         given = tf.nest.flatten(inputs)
         wanted = tf.nest.flatten(graph.inputs)
         if len(given) != len(wanted):
