@@ -10,7 +10,8 @@ from tfopt.transforms import _naming
 from tfopt.transforms._base import Findings, GraphModel, transform
 
 
-@transform(adds_nodes=True, aliases=("obsfucate_names",))
+# A name may come to mean another node, of another type.
+@transform(adds_nodes=True, keeps_dtypes=False, aliases=("obsfucate_names",))
 def obfuscate_names(graph: GraphModel) -> Findings:
     """Gives nodes and functions short names that tell nothing.
 
