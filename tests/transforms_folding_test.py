@@ -339,6 +339,59 @@ def _float():
     return np.dtype(np.float32)
 
 
+class TestShapes:
+    @staticmethod
+    def model(shape, outputs=("out",), inputs=("x",)):
+        with tf.Graph().as_default() as graph:
+            x = v1.placeholder(tf.float32, shape, "x")
+            y = tf.nn.relu(x[:, ::2], name="y")
+            flat = tf.reshape(y, [tf.raw_ops.Shape(input=y)[0], -1], name="out")
+            tf.add(
+                tf.raw_ops.Size(input=y, out_type=tf.int64),
+                tf.cast(tf.raw_ops.Rank(input=flat), tf.int64),
+                name="sum",
+            )
+        return model_of(graph, outputs, inputs=inputs)
+
+    def test_known_ones_are_constants(self):
+        model = self.model([2, 3], ["out", "sum"])
+        before = run(model)
+        apply(model, fold_constants)
+        assert "Shape" not in samples.ops(model)
+        assert value(model, "sum") == 4 + 2
+        assert same(before, run(model))
+
+    def test_free_ones_are_not(self):
+        model = self.model([None, 3], ["out", "sum"])
+        before = samples.ops(model).count("Shape")
+        apply(model, fold_constants)
+        assert samples.ops(model).count("Shape") == before == 1
+        for rows in (1, 4):
+            found = run(model, {"x:0": np.ones((rows, 3), np.float32)})
+            assert found[0].shape == (rows, 2)
+            assert found[1] == 2 * rows + 2
+
+    def test_fed_ones_are_not(self):
+        # The shape that is known is that of what is replaced.
+        model = self.model([2, 3], inputs=["y"])
+        apply(model, fold_constants)
+        assert "Shape" in samples.ops(model)
+
+    def test_tf1s_control_flow(self):
+        with samples.old_control_flow(), tf.Graph().as_default() as graph:
+            x = v1.placeholder(tf.float32, [2, 3], "x")
+            y = v1.cond(
+                tf.reduce_sum(x) > 0,
+                lambda: tf.raw_ops.Size(input=x),
+                lambda: tf.raw_ops.Rank(input=x),
+            )
+            tf.identity(y, name="out")
+        model = model_of(graph, ["out"])
+        apply(model, fold_constants)
+        assert run(model) == [2]
+        assert run(model, {"x:0": X + 9}) == [6]
+
+
 def test_functions_branches_and_loops():
     def function(x):
         def step(i, y):

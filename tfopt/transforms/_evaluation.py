@@ -68,19 +68,9 @@ class Expressions:
         """Adds a node, after those that it takes from."""
         name = self._names[key] = f"n{len(self._keys)}"
         self._keys.append(key)
-        added = self._message.node.add(name=name, op=node.op)
-        added.input.extend(f"{self._names[key]}:{index}" for key, index in inputs)
-        if node.op == "Const" and num_bytes(node.attr["value"].tensor) > _FED_OVER:
-            proto = node.attr["value"].tensor
-            added.op = "Placeholder"
-            added.attr["dtype"].type = proto.dtype
-            added.attr["shape"].shape.CopyFrom(proto.tensor_shape)
-            self._fed[name] = _constants.to_array(proto)
-            return
-        for attribute, value in node.attr.items():
-            # Notes for TensorFlow, on shapes say, which may be outdated.
-            if not attribute.startswith("_"):
-                added.attr[attribute].CopyFrom(value)
+        refs = [f"{self._names[key]}:{index}" for key, index in inputs]
+        if add_copy(self._message, node, name, refs):
+            self._fed[name] = _constants.to_array(node.attr["value"].tensor)
 
     def load(self) -> None:
         """Makes the TensorFlow graph.
@@ -151,6 +141,33 @@ class Expressions:
             "TensorFlow cannot evaluate the graph's constant expressions. Expected "
             f"an undamaged graph. Received: {line}"
         )
+
+
+def add_copy(message: Any, node: Any, name: str, refs: Sequence[str]) -> bool:
+    """Adds a node to a GraphDef, a large constant as placeholder.
+
+    Args:
+        message: The GraphDef.
+        node: The node.
+        name: Its name there.
+        refs: Its inputs there.
+
+    Returns:
+        Whether it is a placeholder now.
+    """
+    copy = message.node.add(name=name, op=node.op)
+    copy.input.extend(refs)
+    if node.op == "Const" and num_bytes(node.attr["value"].tensor) > _FED_OVER:
+        proto = node.attr["value"].tensor
+        copy.op = "Placeholder"
+        copy.attr["dtype"].type = proto.dtype
+        copy.attr["shape"].shape.CopyFrom(proto.tensor_shape)
+        return True
+    for attribute, value in node.attr.items():
+        # Notes for TensorFlow, on shapes say, which may be outdated.
+        if not attribute.startswith("_"):
+            copy.attr[attribute].CopyFrom(value)
+    return False
 
 
 def num_bytes(proto: Any) -> int:

@@ -235,15 +235,13 @@ class Foldable:
             for name in self.waits
             if self.body.nodes[name].op == "Const" and name not in taken
         }
+        narrow = self._made_of_narrow()
         growing = {}
         for tensor in self._results():
             size = sizes[tensor]
-            small = size <= maximum_size
-            if small and not self._narrow:
+            if size <= maximum_size and tensor.node not in narrow:
                 continue
             needed = self._constants_behind(tensor.node)
-            if small and not self._narrow & needed:
-                continue
             left = size
             for name in needed & spare.keys():
                 used = min(left, spare[name])
@@ -262,14 +260,18 @@ class Foldable:
                     self._leave(name)
         return bool(growing)
 
-    @property
-    def _narrow(self) -> set[str]:
-        """Constants whose type was chosen to store them small."""
-        return {
-            name
-            for name in self.waits
-            if self.body.nodes[name].op == "Const" and _is_narrow(self.body.nodes[name])
-        }
+    def _made_of_narrow(self) -> set[str]:
+        """Returns expressions of constants whose type was chosen to be small."""
+        found: set[str] = set()
+        for name in self.waits:
+            node = self.body.nodes[name]
+            if node.op == "Const":
+                is_narrow = _is_narrow(node)
+            else:
+                is_narrow = any(t.node in found for t in self.draft.inputs[name])
+            if is_narrow:
+                found.add(name)
+        return found
 
     def _constants_behind(self, name: str) -> set[str]:
         found: set[str] = set()

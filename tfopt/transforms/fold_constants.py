@@ -6,7 +6,7 @@ import collections
 from typing import Any
 
 from tfopt.savedmodel import protos
-from tfopt.transforms import _evaluation, _ops, _semantics
+from tfopt.transforms import _evaluation, _ops, _semantics, _shapes
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._evaluation import Expressions, Key
 from tfopt.transforms._foldable import Foldable
@@ -28,9 +28,10 @@ def fold_constants(
     TensorFlow's kernels compute them, without its graph optimizer. Nodes that may have
     an effect or differ from run to run are left, as are random numbers, simulated
     quantization, calls and TF1's control flow; a value waits for all that its
-    expression waited for. The file doesn't blow up: a value is stored if it is small,
-    or no larger than the constants that it makes superfluous. Constants stored in a
-    narrow type (int8 or float16 weights, say) never become larger ones.
+    expression waited for. The shape of a tensor is a constant if it follows from those
+    of the inputs, in the graph itself. The file doesn't blow up: a value is stored if
+    it is small, or no larger than the constants that it makes superfluous. Constants
+    stored in a narrow type (int8 or float16 weights, say) never become larger ones.
 
     Args:
         graph: The graph.
@@ -60,6 +61,7 @@ def fold_constants(
             for node in body.nodes.values():
                 node.attr.pop("_output_shapes", None)
     folding = _Folding(graph, maximum_size, ignore_errors)
+    folding.counts["folded"] += _shapes.fold_shapes(graph)
     # What is known of a shape may depend on a value of the round before.
     while folding.run_round():
         pass

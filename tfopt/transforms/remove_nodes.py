@@ -36,10 +36,6 @@ def remove_nodes(
 
     Raises:
         ValueError: `op` is empty or `max_inputs` isn't positive.
-
-    Example:
-        >>> transform_graph("frozen.pb", "lean.pb", "remove_nodes(op=Identity)")
-        ... # doctest: +SKIP
     """
     if isinstance(op, str) or not op:
         raise ValueError(
