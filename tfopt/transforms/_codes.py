@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,20 @@ from tfopt import affine
 
 # Elements at a time: what fits into a core's cache.
 _CHUNK = 1 << 18
+
+
+class Group(NamedTuple):
+    """How inputs of a weight are cut into groups.
+
+    Attributes:
+        first: First axis of the run of axes that is cut, taken as one.
+        end: The axis behind the last one.
+        width: Size of a group.
+    """
+
+    first: int
+    end: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +89,7 @@ def to_integers(
     *,
     bits: int,
     channel_axes: tuple[int, ...] = (),
-    group: tuple[int, int] | None = None,
+    group: Group | None = None,
 ) -> Codes:
     """Quantizes a weight symmetrically, to -127..127 or with 4 bits to -7..7.
 
@@ -82,14 +97,16 @@ def to_integers(
         array: Finite float array.
         bits: 8 or 4.
         channel_axes: Axes that keep a scale each; with groups all axes do.
-        group: An axis and the number of neighbours along it that share a scale.
+        group: How inputs are cut into groups that share a scale.
     """
     view = array
     if group is not None:
-        axis, size = group
         shape = array.shape
-        view = array.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
-        channel_axes = tuple(a for a in range(view.ndim) if a != axis + 1)
+        view = array.reshape(
+            *shape[: group.first], -1, group.width, *shape[group.end :]
+        )
+        within = group.first + 1
+        channel_axes = tuple(a for a in range(view.ndim) if a != within)
     scale = affine.symmetric_scale(view, channel_axes=channel_axes, bits=bits)
     if group is not None:
         scale = as_bfloat16(scale).astype(np.float32)

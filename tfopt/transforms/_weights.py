@@ -148,7 +148,7 @@ def select(
     found = Selection()
     for body in graph.bodies:
         for node in body:
-            if node.op != "Const" or not _is_float(node):
+            if node.op != "Const" or not is_float(node):
                 continue
             if _num_elements(node) < minimum_size:
                 found.num_small += 1
@@ -217,7 +217,8 @@ def _check_matches(graph: GraphModel, options: dict[str, tuple[str, ...]]) -> No
                 )
 
 
-def _is_float(node: Any) -> bool:
+def is_float(node: Any) -> bool:
+    """Whether a Const holds floats, of 16 bits or more."""
     return dtypes.name_of(node.attr["dtype"].type) in _roles.FLOATS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from tfopt.transforms import _codes, _tables, _weights
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._dequantize import Writer, can_look_up, stored
 from tfopt.transforms._draft import Draft
-from tfopt.transforms._graph import Tensor
+from tfopt.transforms._graph import Body, Tensor
 from tfopt.transforms._weights import Consumer, Weight
 
 # TensorFlow folds constants when it loads a graph, but for larger results than this
@@ -60,9 +61,9 @@ def quantize_weights(
         per_channel: Whether each output channel has a scale of its own, rather than
             each tensor. In tables each row has, or in those of fewer than 64 columns
             each column.
-        group_size: 4 bits only: how many neighbours along an input axis share a scale
-            (which is then a bfloat16 number); 0 for whole channels. Tables have no
-            groups.
+        group_size: 4 bits only: how many neighbouring inputs of an output share a
+            scale at most (which is then a bfloat16 number); 0 for whole channels.
+            Tables have no groups.
         include: Globs of constants' names: only these, and those also that no
             operation is known to take as weights.
         exclude: Globs of constants to leave alone.
@@ -72,7 +73,8 @@ def quantize_weights(
         `bytes_before` and `bytes_after`: size of their nodes, and `ratio`;
         `computed_at_each_run`: see above; `tensors`: for each one `node`, `shape`,
         `bits`, `scales` (how many), sizes, `max_error`, `mean_error`, `sqnr_db` (power
-        of the weight over that of the error, in decibels) and `used_by`;
+        of the weight over that of the error, in decibels) and `used_by`; `remaining`:
+        bytes of the graph by kind, to tell what keeps it from becoming smaller;
         `below_minimum_size`: how many constants are too small; `skipped`.
 
     Raises:
@@ -106,7 +108,11 @@ def quantize_weights(
             found.skip(weight.name, str(reason))
             continue
         plans.append(plan)
-    drafts = {body.name: Draft(body) for body in graph.bodies} if plans else {}
+    drafts = {}
+    for plan in plans:
+        for body in plan.bodies(graph):
+            if body.name not in drafts:
+                drafts[body.name] = Draft(body)
     tensors = []
     for plan in plans:
         line = plan.report()
@@ -116,7 +122,11 @@ def quantize_weights(
     for draft in drafts.values():
         draft.write()
     lookups = sum(len(plan.lookups) for plan in plans)
-    return _findings(tensors, lookups) | found.findings()
+    return (
+        _findings(tensors, lookups)
+        | {"remaining": _remaining(graph, plans)}
+        | found.findings()
+    )
 
 
 class _Unfit(Exception):
@@ -197,6 +207,14 @@ class _Plan:
         """Whether something takes the whole weight."""
         weight = self.weight
         return len(self.lookups) < len(weight.consumers) or bool(weight.others)
+
+    def bodies(self, graph: GraphModel) -> list[Body]:
+        """Returns the bodies that will change."""
+        return [
+            self.weight.body,
+            *(graph.functions[name] for name in self.reach.arguments),
+            *(body for body, _, _ in self.reach.calls),
+        ]
 
     def write(self, graph: GraphModel, drafts: dict[str, Draft]) -> int:
         """Changes the graph; returns the size of the nodes written."""
@@ -317,6 +335,23 @@ def _findings(tensors: list[dict[str, Any]], lookups: int) -> Findings:
     }
 
 
+def _remaining(graph: GraphModel, plans: Sequence[_Plan]) -> dict[str, int]:
+    """Returns what the graph's bytes are spent on now."""
+    sizes = {"codes": 0, "float_constants": 0, "other_constants": 0, "nodes": 0}
+    codes = {plan.weight.node.name + "/codes" for plan in plans}
+    for body in graph.bodies:
+        for node in body:
+            if node.op != "Const":
+                kind = "nodes"
+            elif node.name in codes:
+                kind = "codes"
+            else:
+                is_float = _weights.is_float(node)
+                kind = "float_constants" if is_float else "other_constants"
+            sizes[kind] += node.ByteSize()
+    return sizes
+
+
 def _channel_axes(weight: Weight) -> tuple[int, ...]:
     """Returns the axes of output channels, as the first operation to know them has."""
     shape = weight.array.shape
@@ -364,14 +399,24 @@ def _can_pack(weight: Weight, consumer: Consumer) -> bool:
 
 def _group(
     shape: tuple[int, ...], axes: tuple[int, ...], size: int
-) -> tuple[int, int] | None:
-    """Returns the axis of inputs to split in groups; `None` if none is long enough."""
-    inputs = [
-        axis
-        for axis, length in enumerate(shape)
-        if axis not in axes and length > size and length % size == 0
-    ]
-    return (max(inputs, key=lambda axis: shape[axis]), size) if inputs else None
+) -> _codes.Group | None:
+    """Returns how to cut a weight's inputs into groups of at most `size`.
+
+    The inputs are the longest run of axes that aren't channels. `None` if there is no
+    number of at least 8 that divides them.
+    """
+    runs: list[list[int]] = [[]]
+    for axis in range(len(shape)):
+        if axis in axes:
+            runs.append([])
+        else:
+            runs[-1].append(axis)
+    run = max(runs, key=lambda run: math.prod(shape[axis] for axis in run))
+    length = math.prod(shape[axis] for axis in run)
+    for width in range(min(size, length // 2), _MIN_CHANNEL - 1, -1):
+        if length % width == 0:
+            return _codes.Group(run[0], run[-1] + 1, width)
+    return None
 
 
 def _num_per_scale(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
