@@ -8,6 +8,7 @@ Keras 3 for themselves call these functions in a child process.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 from tfopt import _keras
@@ -98,6 +99,53 @@ def quantize_model(model: Any, *, preserve_sparsity: bool = False) -> Any:
     return _call("quantize_apply", quantization.quantize_apply, annotated, scheme)
 
 
+def write_plain(path: str, output: str) -> None:
+    """Writes a model file without TFMOT's wrappers; meant for a child process.
+
+    Args:
+        path: A `.keras` or `.h5` file, or SavedModel, with TFMOT's wrappers.
+        output: An `.h5` file for a model in pruning, whose wrappers are stripped; a
+            directory, written as SavedModel with the signature `serving_default`, for
+            one in quantization-aware training.
+
+    Raises:
+        TfoptError: TFMOT cannot load it.
+    """
+    tfmot, tf_keras = _import(), importlib.import_module("tf_keras")
+    try:
+        with (
+            tfmot.sparsity.keras.prune_scope(),
+            tfmot.quantization.keras.quantize_scope(),
+        ):
+            model = tf_keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise TfoptError(
+            "TFMOT cannot load its own model. Expected an intact file; a model in "
+            "quantization-aware training must be saved as .h5 or as SavedModel, since "
+            f"TFMOT cannot read it back from .keras. Received: path={path!r} "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
+    if not output.endswith(".h5"):
+        _export(model, output)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an outdated format, which serves here
+        _keras.save(strip_pruning(model), output)
+
+
+def _export(model: Any, folder: str) -> None:
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec(x.shape, x.dtype, name=x.name) for x in model.inputs]
+
+    @tf.function(input_signature=[specs])
+    def serve(inputs: Any) -> dict[str, Any]:
+        outputs = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
+        return dict(zip(model.output_names, tf.nest.flatten(outputs), strict=True))
+
+    tf.saved_model.save(model, folder, signatures={"serving_default": serve})
+
+
 def _import_for(model: Any) -> Any:
     _keras.check_model(model)
     if _keras.is_keras3(model):
@@ -106,6 +154,10 @@ def _import_for(model: Any) -> Any:
             "Keras 3 use tfopt.Prune and tfopt.QuantizeAware. "
             f"Received: a Keras 3 model, name={model.name!r}"
         )
+    return _import()
+
+
+def _import() -> Any:
     try:
         return importlib.import_module("tensorflow_model_optimization")
     except ImportError as error:

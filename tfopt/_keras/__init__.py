@@ -147,6 +147,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
     """Loads a `.keras` or `.h5` file with the Keras version that wrote it.
 
+    TFMOT's pruning wrappers are taken off.
+
     Raises:
         TfoptError: The file is missing, of another format or damaged.
     """
@@ -156,6 +158,19 @@ def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
             "No such model file. Expected a `.keras` or `.h5` file. "
             f"Received: path={os.fspath(path)!r}"
         )
+    from tfopt._keras import foreign
+
+    if foreign.kind_of(source) == "quantized":
+        raise TfoptError(
+            "The model is in TFMOT's quantization-aware training, whose layers need "
+            "TFMOT. Expected it to be converted or frozen, which works from the file, "
+            f"or to be given as it was before. Received: path={os.fspath(path)!r}"
+        )
+    with foreign.plain(source) as plain:
+        return _load(plain, path, safe_mode)
+
+
+def _load(source: pathlib.Path, path: str | os.PathLike[str], safe_mode: bool) -> Any:
     try:
         keras = importlib.import_module(_writer_of(source))
         # Registers the layers of models in quantization-aware training.

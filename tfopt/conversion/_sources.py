@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _keras
-from tfopt._keras import inference
+from tfopt._keras import foreign, inference
 from tfopt.conversion import _errors
 from tfopt.types import ConversionError, TfoptError
 
@@ -72,10 +72,10 @@ def open_source(model: Any, signature_key: str | None) -> Source:
         ConversionError: The model cannot be traced.
     """
     if isinstance(model, (str, os.PathLike)):
-        path = pathlib.Path(model)
-        if path.is_dir():
-            return _from_saved_model(path, signature_key)
-        model = _keras.load(path)
+        with foreign.plain(pathlib.Path(model)) as path:
+            if path.is_dir():
+                return _from_saved_model(path, signature_key)
+            model = _keras.load(path)
     key = signature_key or DEFAULT_KEY
     if _keras.is_model(model):
         return _from_keras(model, key)

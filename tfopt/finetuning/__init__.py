@@ -8,12 +8,14 @@ import logging
 import os
 import pathlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tfopt import _keras, analysis, artifacts, data, training
+from tfopt._keras import foreign
 from tfopt.finetuning import _objective, _progress
 from tfopt.finetuning._objective import Objective
 from tfopt.finetuning._resuming import Backup
@@ -269,8 +271,11 @@ def _optimizer(
 
 
 def _save(model: Any, folder: pathlib.Path) -> Artifact:
-    path = folder / "model.keras"
-    with artifacts.atomic_path(path) as temporary:
+    # TFMOT's fake quantization can only be read back from .h5.
+    suffix = "h5" if foreign.is_quantized(model) else "keras"
+    path = folder / f"model.{suffix}"
+    with artifacts.atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that .h5 is an outdated format
         _keras.save(model, temporary)
     return artifacts.describe(path, format="keras")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def finetune_model(
     quantization: Literal["none", "dynamic", "float16", "int8"] | None = None,
     seed: int = 0,
     resume: bool = True,
-) -> FinetuneResult:
+    engine: Literal["native", "tfmot"] = "native",
+) -> FinetuneResult | ToldResult:
     """Trains a model file with training-time methods.
 
     Args:
@@ -60,33 +62,84 @@ def finetune_model(
         quantization: Also write model.tflite in this form.
         seed: Makes the order of the examples repeatable.
         resume: Whether to go on where an interrupted run with the same flags stopped.
+        engine: "native" for tfopt's methods; "tfmot" for those of TensorFlow Model
+            Optimization, on a tf_keras model and in a child process.
 
     Raises:
         UsageError: A method is unknown, or its options are wrong or for another one.
         TfoptError: See `tfopt.finetune`.
     """
-    _check_options(methods, method_options or {})
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "learning_rate_schedule": learning_rate_schedule,
+        "loss": loss,
+        "metrics": metrics,
+        "steps_per_execution": steps_per_execution,
+        "quantization": quantization,
+        "seed": seed,
+        "resume": resume,
+    }
+    options = method_options or {}
+    _check_options(methods, options)
+    if engine == "tfmot":
+        from tfopt.finetuning import _tfmot
+
+        _tfmot.check(methods, options)
+        files = {"model": model, "data": data, "output_dir": output_dir}
+        more = {"methods": methods, "method_options": options, "scale": input_scale}
+        return ToldResult(**_tfmot.call({**files, **more, "training": given}))
     examples = _load(data, input_scale)
-    return finetuning.finetune(
-        _keras.load(model),
-        examples,
-        output_dir,
-        methods=[
-            _make(name, (method_options or {}).get(name, {}), examples)
-            for name in methods
-        ],
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        learning_rate_schedule=learning_rate_schedule,
-        loss=loss,
-        metrics=metrics,
-        steps_per_execution=steps_per_execution,
-        quantization=quantization,
-        seed=seed,
-        resume=resume,
+    made = [_make(name, options.get(name, {}), examples) for name in methods]
+    loaded = _keras.load(model)
+    return finetuning.finetune(loaded, examples, output_dir, methods=made, **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToldResult:
+    """The result of a child process, which keeps the model.
+
+    Attributes:
+        text: What a command prints.
+        report: What it writes as JSON.
+    """
+
+    text: str
+    report: Mapping[str, Any]
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Returns the report."""
+        return self.report
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def finetune_in_child(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fine-tunes through TFMOT; meant for a child process on tf_keras.
+
+    Args:
+        arguments: Files, methods, their options, and how to train.
+
+    Returns:
+        The fields of a `ToldResult`.
+
+    Raises:
+        TfoptError: See `tfopt.finetune`.
+    """
+    from tfopt.finetuning import _tfmot
+
+    result = _tfmot.finetune(
+        arguments["model"],
+        _load(arguments["data"], arguments["scale"]),
+        arguments["output_dir"],
+        methods=arguments["methods"],
+        method_options=arguments["method_options"],
+        **arguments["training"],
     )
+    return {"text": str(result), "report": result.to_json()}
 
 
 def _check_options(

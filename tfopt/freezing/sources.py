@@ -132,14 +132,14 @@ def open_source(
                 "outputs of a SavedModel by `signature_keys`. Received: "
                 f"checkpoint={checkpoint!r}, output_node_names={output_node_names!r}"
             )
+        if (path / "keras_metadata.pb").exists():
+            with _keras_model(path, signature_keys, tags) as opened:
+                yield opened
+            return
         yield _saved_model(path, signature_keys, tags, str(path))
     elif path.suffix in (".keras", ".h5"):
-        from tfopt import _keras
-
-        with open_source(
-            _keras.load(path), signature_keys=signature_keys, tags=tags
-        ) as loaded:
-            yield loaded
+        with _keras_model(path, signature_keys, tags) as opened:
+            yield opened
     elif path.suffix in _GRAPH_SUFFIXES and path.exists():
         yield _graph_file(path, checkpoint, output_node_names)
     else:
@@ -147,6 +147,25 @@ def open_source(
             "No such model. Expected a SavedModel directory, a graph file (.meta, .pb, "
             f".pbtxt) or a .keras file. Received: source={os.fspath(path)!r}"
         )
+
+
+@contextlib.contextmanager
+def _keras_model(
+    path: pathlib.Path,
+    signature_keys: Sequence[str] | None,
+    tags: Collection[str] | None,
+) -> Iterator[Source]:
+    """Opens what Keras wrote, without TFMOT's wrappers."""
+    from tfopt import _keras
+    from tfopt._keras import foreign
+
+    with foreign.plain(path) as plain:
+        if plain.is_dir():
+            yield _saved_model(plain, signature_keys, tags, str(path))
+            return
+        model = _keras.load(plain)
+    with open_source(model, signature_keys=signature_keys, tags=tags) as loaded:
+        yield loaded
 
 
 def _saved_model(

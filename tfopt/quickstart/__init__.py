@@ -7,19 +7,15 @@ converted, alone and combined, and every result is measured three ways.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tfopt import artifacts
+from tfopt import _child, artifacts
 from tfopt.data import load_data
 from tfopt.report import Report
 from tfopt.types import TfoptError
@@ -95,41 +91,22 @@ def _check_arguments(engine: str, epochs: int) -> None:
 def _in_child(arguments: dict[str, Any]) -> Report:
     from tfopt.quickstart import _measure, _tables
 
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        result = pathlib.Path(folder) / "result.json"
-        command = [sys.executable, "-m", "tfopt.quickstart", str(result)]
-        child = subprocess.run(
-            [*command, json.dumps(arguments)], env=environment, check=False
-        )
-        if child.returncode or not result.exists():
-            raise TfoptError(
-                "The child process with TFMOT failed; its messages stand above. "
-                f"Received: exit code {child.returncode}"
-            )
-        content = json.loads(result.read_text(encoding="utf-8"))
-    if "error" in content:
-        raise TfoptError(content["error"])
+    content = _child.call("tfopt.quickstart:data_of_run", {"arguments": arguments})
     return _tables.make_report(
         content["engine"], content["models"], content["num_images"], _measure.BATCH
     )
 
 
-def run_child(result: str, arguments: str) -> None:
+def data_of_run(arguments: dict[str, Any]) -> Any:
     """Runs the quickstart in the child process that `engine="tfmot"` starts.
 
     Args:
-        result: File for the outcome, as JSON.
-        arguments: The arguments of `quickstart`, as JSON.
+        arguments: The arguments of `quickstart`.
+
+    Returns:
+        The report's `data`.
     """
-    logging.basicConfig(format="quickstart: %(message)s", stream=sys.stderr)
-    logging.getLogger("tfopt").setLevel(logging.INFO)
-    content: Any
-    try:
-        content = _run(json.loads(arguments)).data
-    except (TfoptError, ValueError, OSError) as error:
-        content = {"error": str(error)}
-    artifacts.write_json(result, content)
+    return _run(arguments).data
 
 
 def _run(arguments: dict[str, Any]) -> Report:
