@@ -23,7 +23,7 @@ from transforms_samples import (
 from transforms_structure_samples import run
 
 from tfopt import _signatures, artifacts
-from tfopt.transforms import _base, _options, _registry
+from tfopt.transforms import _base, _checking, _options, _registry
 
 NAMES = _registry.names()
 
@@ -32,6 +32,7 @@ NAMES = _registry.names()
 def sample(kind):
     """A graph and its outputs; not to be changed."""
     model = SAMPLES[kind]()
+    _checking.clean(model)
     return model, run(model)
 
 
