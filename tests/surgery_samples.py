@@ -263,11 +263,32 @@ def refusing(keras):
     return functional(keras, (4, 5), body)
 
 
+def wrapped(keras):
+    """Layers that hold others, which stay as they are between those that are cut."""
+
+    def body(layers, x):
+        x = layers.TimeDistributed(layers.Dense(6, name="held"), name="each")(x)
+        x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+        x = layers.GlobalAveragePooling1D()(x)
+        return layers.Dense(2)(layers.Dense(16, name="free")(x))
+
+    return functional(keras, (5, 3), body)
+
+
 ZOO = {
     function.__name__: function
     for function in (
         *(plain, residual, mobile, squeeze_excite, branches, generator, sequence),
-        *(volume, nested, many_ends, grouped, operators, refusing, dense_blocks),
+        *(
+            volume,
+            nested,
+            many_ends,
+            grouped,
+            operators,
+            refusing,
+            wrapped,
+            dense_blocks,
+        ),
     )
 }
 

@@ -51,7 +51,7 @@ def test_the_small_model_equals_the_masked_one(keras, name):
     assert removal.after.parameters == removal.model.count_params()
     assert removal.before.parameters == model.count_params()
     assert removal.after.parameters < 0.65 * removal.before.parameters or (
-        name == "refusing"
+        name in ("refusing", "wrapped")
     )
     assert removal.after.macs < removal.before.macs
     for got, want in zip(model.get_weights(), weights, strict=True):

@@ -13,6 +13,7 @@ Private attributes of Keras that this file reads, on keras 3.12-3.15 and tf_kera
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import inspect
@@ -223,7 +224,7 @@ def to_model(graph: Graph) -> Any:
         tensors[value] = _first(spec.cls.from_config(spec.config).output)
     for call in graph.calls:
         if call.layer not in made:
-            made[call.layer] = _make_layer(call.layer)
+            made[call.layer] = make_layer(call.layer)
         args, kwargs = call.map_arguments(tensors.__getitem__)
         outputs = tf.nest.flatten(made[call.layer](*args, **kwargs))
         tensors.update(zip(call.outputs, outputs, strict=True))
@@ -237,6 +238,22 @@ def to_model(graph: Graph) -> Any:
     )
     model.output_names = graph.output_names
     return model
+
+
+def make_layer(spec: LayerSpec) -> Any:
+    """Makes the layer or operation that a specification describes, without weights.
+
+    Raises:
+        TfoptError: Its configuration does not lead back to it.
+    """
+    try:
+        # Some layers take their own configuration apart.
+        return spec.cls.from_config(copy.deepcopy(spec.config))
+    except Exception as error:
+        raise TfoptError(
+            f"Cannot copy the layer {spec.path!r}: `from_config` must make it from "
+            f"what `get_config` gave. Received: {spec.cls.__name__} ({error})"
+        ) from error
 
 
 class _Walk:
@@ -409,16 +426,6 @@ def _layer_spec(layer: Any, path: str) -> LayerSpec:
 
 def _last_name(variable: Any) -> str:
     return variable.name.split(":", 1)[0].rsplit("/", 1)[-1]
-
-
-def _make_layer(spec: LayerSpec) -> Any:
-    try:
-        return spec.cls.from_config(spec.config)
-    except Exception as error:
-        raise TfoptError(
-            f"Cannot copy the layer {spec.path!r}: `from_config` must make it from "
-            f"what `get_config` gave. Received: {spec.cls.__name__} ({error})"
-        ) from error
 
 
 def _set_weights(layer: Any, spec: LayerSpec) -> None:

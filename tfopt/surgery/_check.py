@@ -106,7 +106,7 @@ class _Run:
         args, kwargs = call.map_arguments(self.values.__getitem__)
         spec = call.layer
         if spec.weights is None:
-            layer = spec.cls.from_config(spec.config)
+            layer = flatten.make_layer(spec)
         else:
             layer = self._model.get_layer(spec.name)
         results = tf.nest.flatten(layer(*args, **kwargs))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._keras.flatten import Call, LayerSpec, Value
+from tfopt._keras.flatten import Call, LayerSpec, Value, make_layer
 from tfopt._keras.precision import full_precision_config
 from tfopt.surgery._structure import Structure
 
@@ -65,7 +65,8 @@ class Constants:
 
         args, kwargs = call.map_arguments(tensor)
         config = full_precision_config(call.layer.config)
-        outputs = call.layer.cls.from_config(config)(*args, **kwargs)
+        layer = make_layer(dataclasses.replace(call.layer, config=config))
+        outputs = layer(*args, **kwargs)
         result = np.array(outputs, np.float64).reshape(-1)
         return np.where(np.logical_and.reduce(known), result, np.nan)
 
