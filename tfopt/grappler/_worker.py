@@ -280,6 +280,11 @@ def _inputs(
     ]
 
 
+def _sleep(job: Mapping[str, Any]) -> None:
+    """Does nothing for some seconds: a hang, for tests."""
+    time.sleep(job["seconds"])
+
+
 _TASKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "register": _register,
     "optimize": _optimize,
@@ -287,6 +292,7 @@ _TASKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "reference": _reference,
     "latency": _latency,
     "costs": _costs,
+    "sleep": _sleep,
 }
 
 

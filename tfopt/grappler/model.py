@@ -14,7 +14,7 @@ from typing import Any
 from tfopt import freezing
 from tfopt.freezing import restore, sources
 from tfopt.freezing.flow import producer
-from tfopt.savedmodel import protos, reader, wire
+from tfopt.savedmodel import dtypes, protos, reader, wire
 from tfopt.types import Artifact, ConversionError, Signature, TfoptError
 
 _MAIN_OP = "saved_model_main_op"
@@ -129,12 +129,11 @@ class Model:
             meta.signature_def[key].CopyFrom(signature)
         # What loaders feed must not be taken for constant.
         fed = meta.signature_def[_FED].inputs
-        for item in self.meta_graph.asset_file_def:
-            fed[item.tensor_info.name].CopyFrom(item.tensor_info)
-        filename = self.meta_graph.saver_def.filename_tensor_name
-        if filename:
-            fed[filename].name = filename
-            fed[filename].dtype = 7  # DT_STRING
+        names = [item.tensor_info.name for item in self.meta_graph.asset_file_def]
+        for name in [*names, self.meta_graph.saver_def.filename_tensor_name]:
+            if name:
+                fed[name].name = name
+                fed[name].dtype = dtypes.STRING
         if not fed:
             del meta.signature_def[_FED]
         meta.collection_def[_TRAIN_OP].node_list.value.extend(self.entry_nodes)

@@ -7,7 +7,6 @@ process with that log switched on is asked about names that aren't listed here.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection
 
@@ -57,6 +56,7 @@ _GOOD = {
     "custom_optimizers": ("Registered custom",),
 }
 _TIMEOUT_S = 120.0
+_ANSWERS: dict[str, str] = {}
 
 
 def check_names(names: Collection[str], option: str) -> None:
@@ -70,12 +70,9 @@ def check_names(names: Collection[str], option: str) -> None:
         ValueError: TensorFlow knows no such optimizer.
         TfoptError: TensorFlow doesn't tell whether it does.
     """
+    verdicts = ask([name for name in names if name not in SWITCHES])
     for name in names:
-        if name in SWITCHES:
-            verdict = "Registered default"
-        else:
-            verdict = _verdict(name)
-        if verdict in _GOOD[option]:
+        if verdicts.get(name, "Registered default") in _GOOD[option]:
             continue
         # The name of the field is the usual mistake.
         fit = [key for key, (field, _) in SWITCHES.items() if field == name]
@@ -94,17 +91,27 @@ def unknown_names(log: str) -> list[str]:
     return [name for verdict, name in _VERDICT.findall(log) if verdict[0] == "C"]
 
 
-@functools.cache
-def _verdict(name: str) -> str:
-    """Returns what TensorFlow says of a name."""
-    if not name or re.search(r"\s", name):
-        return "Can't register"
-    outcome = child.run({"task": "register", "name": name}, timeout_s=_TIMEOUT_S)
-    for verdict, found in _VERDICT.findall(outcome.log):
-        if found == name:
-            return verdict
-    raise TfoptError(
-        "Whether TensorFlow knows an optimizer is unclear, as its log doesn't say. "
-        f"Expected one of: {', '.join(sorted(SWITCHES))}. "
-        f"Received: {name!r} ({outcome})"
-    )
+def ask(names: Collection[str]) -> dict[str, str]:
+    """Returns what TensorFlow says of each name; it is asked once in a process.
+
+    Raises:
+        TfoptError: It says nothing.
+    """
+    new = [name for name in dict.fromkeys(names) if name not in _ANSWERS]
+    for name in new:
+        if not name or re.search(r"\s", name):
+            _ANSWERS[name] = "Can't register"
+    new = [name for name in new if name not in _ANSWERS]
+    if new:
+        jobs = [{"task": "register", "name": name} for name in new]
+        outcomes = child.run_all(jobs, timeout_s=_TIMEOUT_S)
+        for name, outcome in zip(new, outcomes, strict=True):
+            said = {found: verdict for verdict, found in _VERDICT.findall(outcome.log)}
+            if name not in said:
+                raise TfoptError(
+                    "Whether TensorFlow knows an optimizer is unclear, as its log "
+                    f"doesn't say. Expected one of: {', '.join(sorted(SWITCHES))}. "
+                    f"Received: {name!r} ({outcome})"
+                )
+            _ANSWERS[name] = said[name]
+    return {name: _ANSWERS[name] for name in names}

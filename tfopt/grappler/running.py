@@ -22,7 +22,10 @@ def applied(options: Mapping[str, Any]) -> Iterator[None]:
         ValueError: `tf.config` cannot express some; nothing is changed then.
     """
     before = tf.config.optimizer.get_experimental_options()
-    wanted = {name: _TOGGLES.get(value, value) for name, value in options.items()}
+    wanted = {
+        name: _TOGGLES.get(value, value) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
     try:
         # TensorFlow says nothing of options that it doesn't use here; what it returns
         # afterwards tells.
