@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it.
 _PUBLIC = {
     "Artifact": "types",
+    "Cluster": "methods.cluster",
     "ConstantSparsity": "schedules",
     "Conversion": "conversion",
     "ConversionError": "types",
@@ -34,6 +35,7 @@ _PUBLIC = {
     "TfoptError": "types",
     "Timing": "benchmark",
     "VerificationError": "types",
+    "cluster_once": "methods.cluster",
     "convert": "conversion",
     "convert_with_report": "conversion",
     "explain_graph": "grappler",
