@@ -41,7 +41,7 @@ class Draft:
         inputs: Sequence[Tensor] = (),
         *,
         controls: Iterable[str] = (),
-        before: str,
+        before: str | None,
     ) -> Tensor:
         """Adds a node, written before another one; returns its first output.
 
@@ -49,13 +49,16 @@ class Draft:
             node: A NodeDef without inputs; its name is made unique.
             inputs: What it takes.
             controls: What it waits for.
-            before: The node before which it is written (order of the file only).
+            before: The node before which it is written (order of the file only);
+                `None` for the end.
         """
         node.name = self._body.unique(node.name)
         self._body.nodes[node.name] = node
         self.inputs[node.name] = list(inputs)
         self.controls[node.name] = list(controls)
-        self._positions[node.name] = self._positions[before] - 0.5
+        last = float(len(self._positions))
+        position = last if before is None else self._positions[before] - 0.5
+        self._positions[node.name] = position
         return Tensor(node.name)
 
     def become(

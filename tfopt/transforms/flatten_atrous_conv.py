@@ -144,6 +144,8 @@ def _flatten(body: Body, chain: _Chain, values: Values, draft: Draft) -> None:
         attributes: dict[str, Any] = {"padding": "VALID"}
     elif paddings == same:
         attributes = {"padding": "SAME"}
+    elif chain.conv.op == "DepthwiseConv2dNative":
+        raise Unfit("TensorFlow's optimizer crashes on what would pad explicitly")
     else:
         flat = [size for pair in paddings for size in pair]
         attributes = {"padding": "EXPLICIT", "explicit_paddings": flat}

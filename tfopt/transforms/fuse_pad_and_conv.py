@@ -12,16 +12,18 @@ from tfopt.transforms._linear import ROUNDING, Unfit
 from tfopt.transforms._values import Values
 
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
+_DEPTHWISE = "TensorFlow's optimizer crashes on depthwise ones that pad explicitly"
 
 
 @transform(outputs="close", tolerance=ROUNDING)
 def fuse_pad_and_conv(graph: GraphModel) -> Findings:
     """Makes zero padding part of the convolutions behind it.
 
-    Pad and PadV2 with constant zeros before Conv2D or DepthwiseConv2dNative with
-    padding VALID or EXPLICIT become that convolution with EXPLICIT padding: a public
-    form, unlike the FusedPadConv2D of the Graph Transform Tool. The sums are the same;
-    a depthwise convolution may take them in another order.
+    Pad and PadV2 with constant zeros before Conv2D with padding VALID or EXPLICIT
+    become that convolution with EXPLICIT padding: a public form, unlike the
+    FusedPadConv2D of the Graph Transform Tool. Depthwise convolutions stay as they are:
+    TensorFlow 2.21 crashes when its optimizer fuses one that pads explicitly with its
+    bias.
 
     Args:
         graph: The graph.
@@ -91,6 +93,8 @@ def _padding(body: Body, pad: Any, user: Any, paddings: list[int]) -> list[int]:
     """
     if user.op not in _CONVOLUTIONS or body.input(user, 0) != Tensor(pad.name):
         raise Unfit("its output is used elsewhere as well")
+    if user.op == "DepthwiseConv2dNative":
+        raise Unfit(_DEPTHWISE)
     own = [0] * 8
     if _ops.get(user, "padding") == b"EXPLICIT":
         own = list(_ops.get(user, "explicit_paddings") or own)
