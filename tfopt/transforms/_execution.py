@@ -36,14 +36,14 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     tester: _Tester | None = None
+    answer: dict[str, Any] = {"error": "there is nothing to compare with"}
     while (request := _frames.read_json(sys.stdin.buffer)) is not None:
         graph = _frames.read(sys.stdin.buffer) or b""
         try:
-            if tester is None:
-                first = _Tester(request)
-                answer = first.start(graph)
-                tester = first
-            else:
+            if "calls" in request:
+                tester = _Tester(request)
+                answer = tester.start(graph)
+            elif tester is not None:
                 answer = tester.compare(graph)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -295,8 +295,11 @@ class Body:
         gone = dict.fromkeys(names)
         for name in gone:
             for node in self.control_uses(name):
-                if node.name not in gone:
-                    node.input.remove("^" + name)
+                if node.name not in gone and "^" + name in node.input:
+                    self._forget(node)
+                    left = [ref for ref in node.input if ref != "^" + name]
+                    node.input[:] = left
+                    self._note(node)
         for name in gone:
             self._forget(self.nodes.pop(name))
 

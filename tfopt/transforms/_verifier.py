@@ -77,6 +77,7 @@ class Verifier:
             "asset_feeds": dict(source.asset_feeds),
         }
         graph = serialize(source.graph.to_graph_def())
+        self._limit = _SECONDS
         answer = self._ask(request, graph)
         if "error" in answer:
             raise VerificationError(
