@@ -81,6 +81,9 @@ class Writer:
         is_table: Whether they have the weight's shape, but for packing the last axis.
         before: Node before which constants are written, in the order of the file.
         controls: Nodes that constants wait for.
+
+    Attributes:
+        added: The nodes written.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Writer:
         self._type = weight.array.dtype
         self._kind = np.dtype(np.int8) if is_packed else codes.codes.dtype
         self._scales: dict[tuple[int, ...], Tensor] = {}
-        self._added: list[Any] = []
+        self.added: list[Any] = []
 
     @classmethod
     def at_home(
@@ -182,11 +185,6 @@ class Writer:
                 attributes = {"SrcT": source, "DstT": kind}
             steps.append(_Step("Cast", "cast", (), attributes))
         self._chain(node.name, node, found, steps)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the nodes that were written."""
-        return sum(node.ByteSize() for node in self._added)
 
     # What steps are made of.
 
@@ -291,7 +289,7 @@ class Writer:
             return value
         step = steps[-1]
         self._draft.become(node, step.op, [value, *step.inputs], **step.attributes)
-        self._added.append(node)
+        self.added.append(node)
         return Tensor(node.name)
 
     def _constant(self, suffix: str, array: Any, *, stem: str | None = None) -> Tensor:
@@ -314,7 +312,7 @@ class Writer:
         self, node: Any, inputs: Sequence[Tensor], controls: Any, *, before: str
     ) -> Tensor:
         node.device = self._weight.node.device
-        self._added.append(node)
+        self.added.append(node)
         return self._draft.add(node, inputs, controls=controls, before=before)
 
 

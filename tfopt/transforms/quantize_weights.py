@@ -113,14 +113,12 @@ def quantize_weights(
         for body in plan.bodies(graph):
             if body.name not in drafts:
                 drafts[body.name] = Draft(body)
-    tensors = []
-    for plan in plans:
-        line = plan.report()
-        line["bytes_before"] = plan.weight.node.ByteSize()
-        line["bytes_after"] = plan.write(graph, drafts)
-        tensors.append(line)
+    tensors = [plan.report() for plan in plans]
+    written = [plan.write(graph, drafts) for plan in plans]
     for draft in drafts.values():
         draft.write()
+    for line, nodes in zip(tensors, written, strict=True):
+        line["bytes_after"] = sum(node.ByteSize() for node in nodes)
     lookups = sum(len(plan.lookups) for plan in plans)
     return (
         _findings(tensors, lookups)
@@ -216,8 +214,8 @@ class _Plan:
             *(body for body, _, _ in self.reach.calls),
         ]
 
-    def write(self, graph: GraphModel, drafts: dict[str, Draft]) -> int:
-        """Changes the graph; returns the size of the nodes written."""
+    def write(self, graph: GraphModel, drafts: dict[str, Draft]) -> list[Any]:
+        """Changes the graph; returns the nodes written."""
         weight, is_packed, is_table = self.weight, self.bits == 4, bool(self.lookups)
         home = drafts[weight.body.name]
         writer = Writer.at_home(
@@ -246,7 +244,7 @@ class _Plan:
         self.reach.change_types(graph, drafts, self.stored, (weight.body, source))
         if not self._drop(home, source.node):
             writers[weight.body.name].whole(weight.node)
-        return sum(writer.num_bytes for writer in writers.values())
+        return [node for writer in writers.values() for node in writer.added]
 
     def _drop(self, draft: Draft, instead: str) -> bool:
         """Removes the weight and what passed it on, if only lookups took it."""
@@ -283,8 +281,8 @@ class _Plan:
             "shape": list(self.weight.array.shape),
             "bits": self.bits,
             "scales": self.num_scales,
-            "bytes_before": 0,
-            "bytes_after": 0,
+            "bytes_before": self.weight.node.ByteSize(),
+            "bytes_after": 0,  # Known once it is written.
             **self.codes.errors(self.weight.array),
             "used_by": list(dict.fromkeys([*used_by, *self.weight.others])),
             "computed_at_each_run": self.remains
