@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from surgery_samples import functional, largest_error, plain, zeroed
 
+from tfopt.methods.prune import Prune
 from tfopt.surgery import remove_channels, remove_channels_with_report
 from tfopt.types import TfoptError, VerificationError
 
@@ -52,17 +53,15 @@ def test_nothing_to_remove(keras):
 
 
 @pytest.mark.parametrize(
-    ("activation", "constant"),
+    ("activation", "constant", "kernel"),
     [
-        ("linear", 0.7),
-        ("relu", 0.7),
-        ("relu", -0.7),
-        ("sigmoid", 0.0),
-        ("tanh", -0.3),
-        ("swish", 0.5),
+        ("linear", 0.7, 1),
+        ("relu", 0.7, 3),
+        ("relu", -0.7, 3),
+        ("sigmoid", 0.0, 1),
+        ("swish", 0.5, 3),
     ],
 )
-@pytest.mark.parametrize("kernel", [1, 3])
 def test_constants_go_into_the_bias_of_the_reader(keras, activation, constant, kernel):
     model = zeroed(
         chain(keras, activation=activation, kernel=kernel), zero_filters(2, 6)
@@ -311,3 +310,16 @@ def test_wrong_arguments(keras, options, message):
         return
     with pytest.raises(ValueError, match=message):
         remove_channels(model, **options)
+
+
+def test_what_prune_masked_goes(keras):
+    model = plain(keras)
+    x = np.random.default_rng(0).normal(size=(16, 12, 12, 3)).astype(np.float32)
+    model.compile("adam", "mse")
+    prune = Prune(final_sparsity=0.5, structure="channel", end_step=2)
+    y = np.ones((16, 4), np.float32)
+    model.fit(x, y, batch_size=4, epochs=1, verbose=0, callbacks=[prune])
+    removal = remove_channels_with_report(prune.finalize(model))
+    kept = [group.channels - group.removed for group in removal.groups]
+    assert kept == [4, 6, 8, 4]
+    assert largest_error(removal.model, model) <= 1e-5
