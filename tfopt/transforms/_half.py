@@ -91,8 +91,9 @@ class Choice:
         return cls(number, **listed)
 
 
-def cast(graph: GraphModel, choice: Choice) -> Findings:
-    """Casts what can be cast; see `cast_float16`."""
+def cast(graph: GraphModel, half: str, **options: Sequence[str]) -> Findings:
+    """Casts what can be cast to `half`, a type's name; see `cast_float16`."""
+    choice = Choice.checked(graph, half, **options)
     before = _constant_bytes(graph)
     cast_nodes, casts, constants = 0, 0, 0
     left: collections.Counter[str] = collections.Counter()

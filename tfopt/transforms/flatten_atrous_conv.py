@@ -36,10 +36,6 @@ def flatten_atrous_conv(graph: GraphModel, *, depthwise: bool = False) -> Findin
 
     Returns:
         `flattened`: number of convolutions; `skipped`: SpaceToBatchND nodes left.
-
-    Example:
-        >>> flatten_atrous_conv(graph_model)["flattened"]
-        0
     """
     flattened, skipped = 0, []
     for body in graph.bodies:

@@ -44,10 +44,6 @@ def fold_batch_norms(graph: GraphModel, *, convert_rest: bool = False) -> Findin
         `folded`: number of nodes folded; `batch_norms`: how many of them were batch
         normalizations in one node; `operations`: linear operations changed; `copied`:
         of these with weights of their own from now on; `converted`; `skipped`.
-
-    Example:
-        >>> fold_batch_norms(graph_model)["batch_norms"]
-        0
     """
     counts = {"folded": 0, "batch_norms": 0, "operations": 0, "copied": 0}
     converted, skipped = 0, []

@@ -31,10 +31,6 @@ def fuse_pad_and_conv(graph: GraphModel) -> Findings:
     Returns:
         `fused`: number of Pad nodes gone; `skipped`: those before convolutions that
         stay, and why.
-
-    Example:
-        >>> fuse_pad_and_conv(graph_model)["fused"]
-        0
     """
     fused, skipped = 0, []
     for body in graph.bodies:
