@@ -23,6 +23,15 @@ RAMPS = [
 CONSTANTS = [(0.5, 0, -1, 100), (0.9, 10, 57, 5), (0.0, 3, 4, 1), (0.8, 20, 400, 50)]
 SIZES = [1, 2, 3, 5, 7, 10, 12, 15, 25, 35, 64, 100, 108, 1125, 20280, 65536]
 SPARSITIES = [0.0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.875, 0.9, 0.95, 0.98, 0.999]
+SHAPES = [(8, 3), (12, 5), (10, 4), (3, 7), (3, 3, 4, 5), (2, 2, 6, 3), (3, 3, 1, 4)]
+M_BY_N = [(2, 4), (1, 4), (1, 2), (3, 5)]
+BLOCKS = [
+    *(
+        ((12, 8), block, pooling)
+        for block in [(1, 4), (4, 1), (3, 2)]
+        for pooling in ("AVG", "MAX")
+    ),
+]
 STEPS = [*range(0, 130), *range(130, 2100, 17), 400]
 
 CHILD = """
@@ -44,6 +53,13 @@ def mask(weights, sparsity):
         (1, 1), "AVG")
     return pruning._update_mask(tf.constant(weights))[1].numpy()
 
+def structured(shape, m_by_n=None, block=(1, 1), pooling="AVG"):
+    values = tf.constant(weights(int(np.prod(shape))).reshape(shape))
+    pruning = pruning_impl.Pruning(
+        lambda: tf.constant(1), [], pruning_schedule.ConstantSparsity(0.5, 0),
+        block, pooling, m_by_n)
+    return np.asarray(pruning._maybe_update_block_mask(values)[1]).astype(int).tolist()
+
 def weights(size):
     ranks = np.random.default_rng(size).permutation(size).astype(np.float32)
     return ranks - 0.3137 * size
@@ -55,6 +71,10 @@ print(json.dumps({
     "kept": [[np.flatnonzero(mask(weights(n), s)).tolist() if n < 200
               else int(mask(weights(n), s).sum())
               for s in asked["sparsities"]] for n in asked["sizes"]],
+    "m_by_n": [structured(shape, m_by_n=tuple(m_n))
+               for shape in asked["shapes"] for m_n in asked["m_by_n"]],
+    "blocks": [structured(shape, block=tuple(block), pooling=pooling)
+               for shape, block, pooling in asked["blocks"]],
     "ties": int(mask(np.ones(10, np.float32), 0.5).sum()),
     "nan": float(pruning_schedule.PolynomialDecay(0., .8, 5, 5)(tf.constant(5))[1]),
 }))
@@ -76,6 +96,9 @@ def tfmot():
         "constants": CONSTANTS,
         "sizes": SIZES,
         "sparsities": SPARSITIES,
+        "shapes": SHAPES,
+        "m_by_n": M_BY_N,
+        "blocks": BLOCKS,
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD, json.dumps(asked)],
@@ -134,6 +157,26 @@ def test_masks_and_kept_counts(tfmot):
                 assert np.flatnonzero(mask).tolist() == kept, (size, sparsity)
             else:
                 assert np.count_nonzero(mask) == kept, (size, sparsity)
+
+
+def matrices(shape):
+    """The child's weights as [positions, inputs, outputs]."""
+    return np.abs(weights(np.prod(shape))).reshape(-1, *shape[-2:])
+
+
+def test_masks_of_m_by_n(tfmot):
+    cases = [(shape, m_n) for shape in SHAPES for m_n in M_BY_N]
+    for (shape, (m, n)), expected in zip(cases, tfmot["m_by_n"], strict=True):
+        (mask,) = masks.compute([matrices(shape)], m / n, structure=f"{m}:{n}")
+        assert mask.reshape(shape).astype(int).tolist() == expected, (shape, m, n)
+
+
+def test_masks_of_blocks(tfmot):
+    for (shape, (m, n), pooling), expected in zip(BLOCKS, tfmot["blocks"], strict=True):
+        (mask,) = masks.compute(
+            [matrices(shape)], 0.5, structure=f"{m}x{n}", pooling=pooling.lower()
+        )
+        assert mask.reshape(shape).astype(int).tolist() == expected, (m, n, pooling)
 
 
 def test_exceptions_to_the_oracle(tfmot):

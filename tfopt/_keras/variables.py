@@ -23,6 +23,8 @@ from tfopt import _keras
 # user's own, and those that other methods put in place of Keras's, count as well.
 _KERNEL_NAMES = ("weight", "weights", "w")
 _KERNEL_ENDINGS = ("kernel", "embeddings")
+# What is added or scales, and has two axes at times: per head, gate or position.
+_VECTOR_NAMES = ("gamma", "beta", "alpha", "scale", "moving_mean", "moving_variance")
 
 Patterns = str | Sequence[str] | None
 
@@ -64,7 +66,14 @@ class Weight:
         named = self.last_name in _KERNEL_NAMES or self.last_name.endswith(
             _KERNEL_ENDINGS
         )
-        return named and len(self.shape) >= 2
+        return named and self.is_matrix
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there may be more to it than one value per channel."""
+        last = self.last_name
+        vector = last.endswith("bias") or last in _VECTOR_NAMES
+        return len(self.shape) >= 2 and not vector
 
 
 def weights(model: Any) -> list[Weight]:

@@ -57,6 +57,8 @@ class Selection:
         followers: Vectors that go with channels.
         rules: The rules.
         report: One row per weight of the model, as `Prune.report` describes.
+        skips: Why weight matrices are not pruned that the rules do not leave out, by
+            name.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class Selection:
         followers: list[Follower],
         rules: Rules,
         report: list[dict[str, Any]],
+        skips: dict[str, str],
     ):
         self.targets = targets
         self.followers = followers
         self.report = report
+        self.skips = skips
         self.weights = [weight for target in targets for weight in target.weights]
         self._rules = rules
         self._layouts = {w.name: kernels.layout(w) for w in self.weights}
@@ -92,7 +96,7 @@ class Selection:
             if weight.name == name
         )
         followers = [f for f in self.followers if f.kernel == name]
-        return Selection([target], followers, self._rules, self.report)
+        return Selection([target], followers, self._rules, self.report, self.skips)
 
     def masks(
         self, scores: Arrays, sparsity_of: Callable[[float], float]
@@ -255,20 +259,16 @@ def select(model: Any, rules: Rules, final: float | None) -> Selection:
         followers = _followers(chosen, candidates, graph)
     for follower in followers:
         reasons[follower.weight.name] = f"follows the channels of {follower.kernel!r}"
-    if rules.strict:
-        _check_nothing_skipped(candidates, reasons, asked, rules)
+    skips = _skips(candidates, reasons, asked, rules)
+    if skips and rules.strict:
+        raise ValueError(
+            "strict=True, and weight matrices would not be pruned. Name them in "
+            "`include` if they can be (a weight that is not a kernel by its full "
+            f"name), or in `exclude`. Received: skipped={skips}"
+        )
     report = [_row(weight, reasons.get(weight.name)) for weight in candidates]
     targets = _targets(chosen, finals, patterns, rules.scope)
-    return Selection(targets, followers, rules, report)
-
-
-def skipped(selection: Selection) -> dict[str, str]:
-    """Returns the weight matrices that are not pruned, and why not."""
-    return {
-        row["name"]: row["reason"]
-        for row in selection.report
-        if not row["pruned"] and len(row["shape"]) >= 2
-    }
+    return Selection(targets, followers, rules, report, skips)
 
 
 def _row(weight: variables.Weight, reason: str | None) -> dict[str, Any]:
@@ -381,18 +381,19 @@ def _followers(
     return [f for f in found if f.weight.size == outputs[f.kernel]]
 
 
-def _check_nothing_skipped(
+def _skips(
     candidates: Sequence[variables.Weight],
     reasons: Mapping[str, str],
     asked: set[str],
     rules: Rules,
-) -> None:
+) -> dict[str, str]:
+    """Returns why matrices are not pruned that no rule leaves out, by name."""
     exclude = variables.as_patterns("exclude", rules.exclude) or []
     include = variables.as_patterns("include", rules.include)
     skips = {}
     for weight in candidates:
         name = weight.name
-        if name not in reasons or name in asked or len(weight.shape) < 2:
+        if name not in reasons or name in asked or not weight.is_matrix:
             continue
         if "float" not in str(weight.variable.dtype):
             continue  # the state of a random generator, token ids
@@ -403,9 +404,4 @@ def _check_nothing_skipped(
         ):
             continue
         skips[name] = reasons[name]
-    if skips:
-        raise ValueError(
-            "strict=True, and weight matrices would not be pruned. Name them in "
-            "`include` if they can be (a weight that is not a kernel by its full "
-            f"name), or in `exclude`. Received: skipped={skips}"
-        )
+    return skips

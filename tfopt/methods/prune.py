@@ -33,11 +33,12 @@ class Prune(Method):
     and needs no stripping: it stays the model it was. Works in place on any built
     Keras 3 or tf_keras model, also on one that `QuantizeAware` has prepared.
 
-    Pruned are all trainable kernels and embedding tables (`report` lists them, and why
-    the other weights are left alone). Steps are optimizer steps
-    (`optimizer.iterations`); a second `fit` of a compiled model goes on where the first
-    one stopped. With `steps_per_execution > 1`, masks that fall due within an execution
-    are applied before it, so that what it leaves is right.
+    Pruned are all trainable kernels and embedding tables. `report` lists them, and why
+    the other weights are left alone; a warning is logged for matrices among those that
+    nobody excluded. Steps are optimizer steps (`optimizer.iterations`); a second `fit`
+    of a compiled model goes on where the first one stopped. With
+    `steps_per_execution > 1`, masks that fall due within an execution are applied
+    before it, so that what it leaves is right.
 
     Args:
         final_sparsity: Fraction of zero weights in the end, in [0, 1). `None` only
@@ -114,8 +115,7 @@ class Prune(Method):
 
     Warns:
         UserWarning: The schedule ends after the training that `fit` plans, starts with
-            a jump, or lets weights grow back that are zero; or weight matrices are
-            not pruned without having been excluded.
+            a jump, or lets weights grow back that are zero.
 
     Reference:
         Zhu and Gupta, "To prune, or not to prune", https://arxiv.org/abs/1710.01878;
@@ -309,18 +309,21 @@ class Prune(Method):
         if run is None:  # there was no epoch
             return
         run.enforce("at the end of training")
-        if run.due is not None and isinstance(run.schedule, schedules.PolynomialDecay):
-            _log.warning(
-                "Training ended at step %d and the schedule at step %d; the sparsity "
-                "is not yet %s.",
-                variables.iterations(self.model),
-                run.schedule.end_step,
-                run.schedule.final_sparsity,
-            )
-        elif self._rewind is not None:
-            self._rewind.restore()
-            run.masks.enforce()
-        self._end(run)
+        ramp = run.schedule
+        try:
+            if run.due is not None and isinstance(ramp, schedules.PolynomialDecay):
+                _log.warning(
+                    "Training ended at step %d and the schedule at step %d; the "
+                    "sparsity is not yet %s.",
+                    variables.iterations(self.model),
+                    ramp.end_step,
+                    ramp.final_sparsity,
+                )
+            elif self._rewind is not None:
+                self._rewind.restore()
+                run.masks.enforce()
+        finally:
+            self._end(run)
 
     def _arguments(self) -> dict[str, Any]:
         return super().get_config()
@@ -383,9 +386,10 @@ class Prune(Method):
         self, selection: _targets.Selection, schedule: schedules.Schedule | None
     ) -> None:
         """Says what is pruned, and what is not though nobody asked for that."""
-        skipped = _targets.skipped(selection)
         pruned = [weight.name for weight in selection.weights]
-        _log.info("Pruning %s; skipping %s; %s", pruned, skipped or "none", schedule)
+        _log.info("Pruning %s; %s", pruned, schedule)
+        for name, reason in selection.skips.items():
+            _log.warning("Not pruning %s: %s.", name, reason)
 
     def _plan(self, epoch: int) -> _ramp.Fit:
         batches, epochs = self.params.get("steps"), self.params["epochs"] - epoch

@@ -91,7 +91,8 @@ def prune_once(
             f"`scope` must be one of {masks.SCOPES}. Received: scope={scope!r}"
         )
     selection = _targets.select(model, rules, final)
-    _log.info("Skipping %s", _targets.skipped(selection) or "nothing")
+    for name, reason in selection.skips.items():
+        _log.warning("Not pruning %s: %s.", name, reason)
     values = {w.name: to_numpy(w.variable) for w in selection.weights}
     scores = _scores.of_data(
         score, model, selection.weights, values, data=data, seed=seed
