@@ -66,8 +66,8 @@ RULES = {
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
     "transforms": Rule(
-        "numpy",
-        "tensorflow google ml_dtypes rich",
+        "numpy tensorflow",
+        "google ml_dtypes rich",
         "types artifacts affine masks savedmodel freezing _signatures",
     ),
     "conversion": Rule(

@@ -67,8 +67,8 @@ def transform_graph(
         variable_names_denylist: See `tfopt.freeze`.
         keep_variables_over: See `tfopt.freeze`.
         verify: `"outputs"`: the graph is run after every transform. `"final"`: only
-            after the last one. `"structure"`: never, which takes no TensorFlow runtime
-            unless a transform does.
+            after the last one. `"structure"`: never; of the last graph inputs and
+            outputs of nodes are compared with TensorFlow's registry of operations.
         verify_data: An .npz file with one array per input for running the graph; by
             default inputs are made up from types and shapes.
 
