@@ -53,6 +53,16 @@ def prune_weights(
 
     Raises:
         ValueError: An option is wrong, or a glob matches no node.
+
+    Example:
+        >>> artifact = tfopt.transform_graph(
+        ...     "saved_model",
+        ...     "out.pb",
+        ...     "prune_weights(sparsity=0.8)",
+        ...     verify="structure",
+        ... )
+        >>> artifact.details["steps"][0]["findings"]["sparsity"]
+        0.8
     """
     found = _weights.select(
         graph, minimum_size=minimum_size, include=include, exclude=exclude

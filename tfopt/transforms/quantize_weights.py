@@ -83,6 +83,13 @@ def quantize_weights(
     Reference:
         https://ai.google.dev/edge/litert/models/quantization_spec for 8 bits; Dettmers
         and Zettlemoyer, https://arxiv.org/abs/2212.09720, for groups in 4 bits.
+
+    Example:
+        >>> artifact = tfopt.transform_graph(
+        ...     "saved_model", "out.pb", "quantize_weights", verify="structure"
+        ... )
+        >>> artifact.details["steps"][0]["findings"]["quantized"]
+        1
     """
     if bits not in (8, 4, "float16", "bfloat16") or isinstance(bits, (bool, float)):
         raise ValueError(

@@ -45,6 +45,16 @@ def round_weights(
 
     Raises:
         ValueError: An option is wrong, or a glob matches no node.
+
+    Example:
+        >>> artifact = tfopt.transform_graph(
+        ...     "saved_model",
+        ...     "out.pb",
+        ...     "round_weights(num_steps=256)",
+        ...     verify="structure",
+        ... )
+        >>> artifact.details["steps"][0]["findings"]["rounded"]
+        1
     """
     if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 2:
         raise ValueError(
