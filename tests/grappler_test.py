@@ -62,7 +62,7 @@ def test_the_default_folds_fuses_and_computes_the_same(folder, frozen, default):
     assert details["nodes"] == len(found) < details["nodes_before"]
     assert details["bytes"] == (folder / "default.pb").stat().st_size
     assert sum(details["ops"].values()) == details["nodes"]
-    fetch = {"y": details["signatures"]["serving_default"]["outputs"]["y"][0]}
+    fetch = {"y": output}
     before = samples.run_graph(path, {feed: X}, output)
     after = samples.run_graph(folder / "default.pb", {feed: X}, fetch)["y"]
     # Folded, so rounded differently, and that is what was reported.

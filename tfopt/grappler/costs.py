@@ -20,7 +20,7 @@ class OpCost:
 
     Attributes:
         node: Its name.
-        op: Its operation.
+        op: Its operation; `"Conv2D+BiasAdd"` if TensorFlow ran several nodes as one.
         time_us: Microseconds that it took in the measured step.
         output_bytes: Memory of its outputs.
     """
