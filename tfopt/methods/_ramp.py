@@ -119,6 +119,7 @@ def derive(
     begin_step: int,
     weights: Weights,
     fit: Fit,
+    delay: int = 0,
 ) -> schedules.Schedule:
     """Returns a ramp that suits the length of a training.
 
@@ -130,6 +131,7 @@ def derive(
         begin_step: Where it may begin at the earliest.
         weights: The weights to prune.
         fit: What `fit` plans.
+        delay: How many steps of training it waits for at least.
 
     Raises:
         ValueError: The number of steps is not known.
@@ -142,7 +144,7 @@ def derive(
     # If left-out epochs were pruned too (a restored backup), this is the ramp that
     # they had; weights that are not as sparse show that pruning starts only now.
     for origin in (fit.origin, fit.first):
-        begin = max(begin_step, origin)
+        begin = max(begin_step, origin + delay)
         end = schedules.default_end_step(begin, max(fit.last, begin + 1))
         ramp = make_ramp(begin, end)
         if weights.missing_zeros(ramp, fit.first) <= 0:

@@ -54,6 +54,11 @@ def check(score: str, data: Any) -> None:
         )
 
 
+def is_observed(score: str, data: Any) -> bool:
+    """Returns whether a score comes from the training steps."""
+    return score not in _STATELESS and data is None
+
+
 def of_data(
     score: str,
     model: Any,
@@ -147,7 +152,7 @@ class Scorer:
     @property
     def is_observed(self) -> bool:
         """Whether the score comes from the training steps."""
-        return self.score not in _STATELESS and self._data is None
+        return is_observed(self.score, self._data)
 
     def install(self) -> None:
         """Starts observing; the train function must be traced anew."""

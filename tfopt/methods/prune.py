@@ -432,7 +432,11 @@ class Prune(Method):
             schedule = self._derived[1]
         else:
             schedule = _ramp.derive(
-                make, begin_step=self.begin_step, weights=weights, fit=fit
+                make,
+                begin_step=self.begin_step,
+                weights=weights,
+                fit=fit,
+                delay=self._delay(),
             )
             self._derived = (self.model.optimizer, schedule)
         _ramp.check(
@@ -442,6 +446,11 @@ class Prune(Method):
             keep_existing_zeros=self.keep_existing_zeros,
         )
         return schedule
+
+    def _delay(self) -> int:
+        """Returns after how many steps there is a score."""
+        observed = _scores.is_observed(self.score, self.data)
+        return variables.steps_per_execution(self.model) if observed else 0
 
     def _end(self, run: Run) -> None:
         run.end(self.report)
