@@ -398,6 +398,12 @@ def test_the_report(tmp_path):
     errors = [step["outputs"]["out"]["max_error"] for step in steps]
     assert max(errors[:-1]) < 1e-4 < errors[-1]
     assert details["outputs"] == steps[-1]["outputs"]
+    largest = details["largest_constants"]
+    assert largest[0]["dtype"] == "int8"
+    assert largest[0]["shape"] in ([200, 8], [8, 160])
+    sizes = [entry["bytes"] for entry in largest]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) <= details["constant_bytes"] < details["graph_bytes"]
     mean = details["outputs"]["out"]["mean_error"]
     assert 0.0 < mean < errors[-1] < details["outputs"]["out"]["scale"]
     (history,) = artifact.history

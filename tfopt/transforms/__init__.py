@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tfopt import artifacts
-from tfopt.transforms import _registry, _run, _sources, _verifier
+from tfopt.transforms import _contents, _registry, _run, _sources, _verifier
 from tfopt.transforms._run import Verify
 from tfopt.transforms._sources import OutputFormat
 from tfopt.types import Artifact
@@ -75,7 +75,7 @@ def transform_graph(
     Returns:
         The written artifact. Its `details` hold, for each transform, options, seconds,
         nodes and bytes before and after, its findings, and the largest and mean error
-        of each output against the source.
+        of each output against the source; and what the graph's bytes are.
 
     Raises:
         ValueError: A list of transforms that cannot be read, an unknown transform or
@@ -171,6 +171,7 @@ def _details(
         "functions": len(opened.graph.functions),
         "graph_bytes_before": report.before["bytes"],
         "graph_bytes": graph_def.ByteSize(),
+        **_contents.contents(opened.graph),
         "steps": report.steps,
         "outputs": report.outputs,
         "verified": verify,

@@ -39,6 +39,7 @@ class Transformed:
             f"{details['graph_bytes_before']:,} -> {details['graph_bytes']:,} bytes; "
             f"transforms took {details['transform_seconds']:.2f} s, "
             f"checks {details['verify_seconds']:.1f} s",
+            f"constants: {details['constant_bytes']:,} bytes",
             *_errors(details),
         ]
         if details["init_op"] and self.artifact.format == "graph_def":

@@ -23,8 +23,8 @@ def inline_functions(graph: GraphModel) -> Findings:
 
     Other transforms then see across the border. What a call waits for, and what waits
     for it, keeps its order; effects stay. If, While and Case stay as they are, and
-    calls in their functions are inlined there. Nodes are called like the call and
-    themselves, `call/node`.
+    calls in their functions are inlined there. Nodes keep their names where these are
+    free; others are called `call/node`.
 
     Args:
         graph: The graph.
@@ -100,14 +100,7 @@ class _Inlining:
         self._call = call
         self._callee = callee
         self._arguments = dict(zip(callee.arguments, body.inputs(call), strict=True))
-        taken: set[str] = set()
-        self._names: dict[str, str] = {}
-        for name in callee.nodes:
-            new = body.unique(f"{call.name}/{name}")
-            while new in taken:
-                new = body.unique(f"{new}_")
-            taken.add(new)
-            self._names[name] = new
+        self._names = _new_names(body, call, callee)
         # In TF1's branches and loops a node without inputs would always run, whether
         # or not the call does; there the whole body waits for all of the call's inputs.
         self._is_strict = _effects.in_flow(body, call)
@@ -260,6 +253,25 @@ class _Inlining:
         else:
             body.add("IdentityN", name, returns, T=kinds)
         return name
+
+
+def _new_names(body: Body, call: Any, callee: Body) -> dict[str, str]:
+    """Returns the names of the callee's nodes in the body that calls it.
+
+    The names that they have, where these are free: prefixes of calls in calls can make
+    up half of a small graph's file.
+    """
+    names: dict[str, str] = {}
+    taken = {*body.nodes, *body.arguments}
+    for name in callee.nodes:
+        new = name if name not in taken else f"{call.name}/{name}"
+        number = 0
+        while new in taken:
+            number += 1
+            new = f"{call.name}/{name}_{number}"
+        taken.add(new)
+        names[name] = new
+    return names
 
 
 def _fill_placeholders(node: Any, call: Any) -> None:
