@@ -101,7 +101,26 @@ def test_lossless_is_bitwise(folder, frozen):
     assert np.array_equal(samples.run_graph(path, {feed: X}, output), after)
 
 
-def test_rounding_is_no_loss_less(folder, frozen):
+def test_what_counts_as_the_same(default):
+    results = default.details["verified"]["execution"]["serving_default"]
+    (found,) = results.values()
+    config = GrapplerConfig()
+    usual = optimizing.limit(found, config, None)
+    assert 0 < found["difference"] <= usual == found["limit"] < 1e-2
+    assert optimizing.is_within(found, usual)
+    assert not optimizing.is_within(found, found["difference"] / 2)
+    assert not optimizing.is_within(found, optimizing.limit(found, config, 0.0))
+    assert optimizing.is_within({**found, "equal": True}, 0.0)
+    half = GrapplerConfig.preset("bfloat16")
+    assert optimizing.limit(found, half, None) is None
+    assert optimizing.limit(found, half, 0.5) == 0.5 * found["scale"]
+    random = {**found, "deterministic": False}
+    assert optimizing.is_within(random, 0.0)
+    assert not optimizing.is_within({**random, "same_shapes": False}, usual)
+
+
+@pytest.mark.slow
+def test_rounding_is_not_lossless(folder, frozen):
     path, output, _ = frozen
     target = folder / "not_written.pb"
     with pytest.raises(VerificationError, match=r"within 0,.*off by \d"):
@@ -110,7 +129,7 @@ def test_rounding_is_no_loss_less(folder, frozen):
 
 
 def test_a_saved_model_keeps_state_tables_and_assets(folder, stateful):
-    done = optimize_graph(stateful, folder / "fast")
+    done = optimize_graph(stateful, folder / "fast", verify="structure")
     moved = (folder / "fast").rename(folder / "moved")
     serve = tf.saved_model.load(str(moved)).signatures["serving_default"]
     words = tf.constant(["the", "a", "unknown"])
@@ -128,7 +147,7 @@ def test_a_saved_model_keeps_state_tables_and_assets(folder, stateful):
 
 
 def test_a_plain_graph_names_what_must_run_first(folder, stateful):
-    done = optimize_graph(stateful, folder / "words.pb")
+    done = optimize_graph(stateful, folder / "words.pb", verify="structure")
     details = done.details
     assert details["init_op"]
     assert all(pathlib.Path(file).exists() for file in details["asset_feeds"].values())
@@ -151,6 +170,13 @@ def test_a_crash_is_an_error(folder, frozen):
     assert not (folder / "no.pb").exists()
 
 
+@pytest.mark.slow
+def test_state_is_verified_by_execution(folder, stateful):
+    done = optimize_graph(stateful, folder / "verified", "lossless")
+    found = done.details["verified"]["execution"]["serving_default"]
+    assert {name for name in found if found[name]["equal"]} == {"ids", "rows", "count"}
+
+
 def test_a_hang_and_a_failure_are_outcomes(tmp_path):
     missing = {"meta_graph": str(tmp_path / "none"), "config": "", "output": ""}
     jobs = [{"task": "sleep", "seconds": 60}, {"task": "optimize", **missing}]
@@ -161,6 +187,7 @@ def test_a_hang_and_a_failure_are_outcomes(tmp_path):
     assert slow.seconds < 30
 
 
+@pytest.mark.slow
 def test_explain_measures_every_variant(frozen):
     path, output, _ = frozen
     variants = {
