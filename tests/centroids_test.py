@@ -1,6 +1,10 @@
 """k-means in one dimension, against trying everything."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -63,3 +67,43 @@ def test_seeds_draw_differently_and_repeatably():
     first, again, other = (_centroids.find(values, 20, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+TFMOT = """
+import json, sys
+import numpy as np
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+
+cluster = tfmot.clustering.keras
+start = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+found = []
+for name in json.loads(sys.argv[1]):
+    layers = [keras.Input((64,)), keras.layers.Dense(32, use_bias=False)]
+    model = keras.Sequential(layers)
+    model.set_weights([start])
+    model = cluster.cluster_weights(
+        model, number_of_clusters=16,
+        cluster_centroids_init=cluster.CentroidInitialization[name])
+    found.append(cluster.strip_clustering(model).get_weights()[0].tolist())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_never_worse_than_tfmot():
+    """TFMOT leaves its first centroids to the training; k-means goes on from them."""
+    names = ["KMEANS_PLUS_PLUS", "LINEAR", "DENSITY_BASED", "RANDOM"]
+    done = subprocess.run(
+        [sys.executable, "-c", TFMOT, json.dumps(names)],
+        env={**os.environ, "TF_USE_LEGACY_KERAS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    for initialization, kernel in zip(_centroids.INITIALIZATIONS, theirs, strict=True):
+        assert len(np.unique(kernel)) <= 16
+        mine = _centroids.find(start, 16, initialization=initialization)
+        assert cost(start.ravel(), mine) <= ((np.array(kernel) - start) ** 2).sum()

@@ -183,8 +183,8 @@ class _Clustered(constraints.Link):
         latent = book.group(tf.cast(updated, tf.float32))
         if self._frequency is not None:
             # What the variable held before the update, rounded as it rounds.
-            before = tf.cast(tf.cast(book.value(state), updated.dtype), tf.float32)
-            latent = state.latent + latent - book.group(before)
+            before = tf.cast(tf.cast(book.shared(state), updated.dtype), tf.float32)
+            latent = state.latent + (latent - before)
         state = state._replace(latent=latent)
         if self._frequency == 1:
             state = book.assign(state, zeros)

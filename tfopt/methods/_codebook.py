@@ -15,6 +15,7 @@ centroids again, the same ones in all channels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ class State(NamedTuple):
         centroids: float32 [groups, num_clusters].
         members: int32 [groups, values in a group], indices of centroids.
         latent: float32, one per value, as `members`.
-        factors: float32 [channels, 1]; [[1.0]] without channel scales.
+        factors: float32 [1, channels]; [[1.0]] without channel scales.
     """
 
     centroids: tf.Tensor
@@ -133,10 +134,11 @@ class Codebook:
         factors = np.ones((1, 1), np.float32)
         pinned: tuple[float, ...] = (0.0,) if self.zero_cluster else ()
         if self.channel_scales:
-            peaks = np.abs(self._channels(values)).max(axis=1, keepdims=True)
+            peaks = np.abs(self._channels(values)).max(axis=1)[None]
             factors = np.where(peaks > 0, peaks, 1).astype(np.float32)
             pinned = (-1.0, 1.0, *pinned)
-        relative = (grouped.reshape(len(factors), -1) / factors).reshape(grouped.shape)
+        by_channel = grouped.reshape(-1, factors.size)
+        relative = (by_channel / factors).reshape(grouped.shape)
         centroids = [
             _centroids.find(
                 # Zeros have their cluster already.
@@ -209,20 +211,25 @@ class Codebook:
 
     def value(self, state: State) -> tf.Tensor:
         """Returns the shared values in the shape of the weight, float32."""
+        return self._ungroup(self.shared(state))
+
+    def shared(self, state: State) -> tf.Tensor:
+        """Returns the shared values as [groups, values], float32."""
         centroids = state.centroids
         if self.channel_scales:
             centroids = tf.round(centroids * affine.INT8_MAX) / affine.INT8_MAX
         shared = tf.gather(centroids, state.members, batch_dims=1)
-        return self._ungroup(self._times(shared, state.factors))
+        return self._times(shared, state.factors)
 
     def group(self, tensor: tf.Tensor) -> tf.Tensor:
         """Returns a tensor of the weight's shape as [groups, values].
 
-        The values of a channel are neighbours, also where there is only one group.
+        Within the only group, the channels are the fastest axis: mostly as they are.
         """
         if self.layout is not None and self.num_channels > 1:
-            tensor = tf.transpose(tensor, self.layout.order)
-            tensor = tf.transpose(tf.reshape(tensor, [-1, self.num_channels]))
+            tensor = _transposed(tensor, self.layout.order)
+            if self.per_channel:
+                tensor = tf.transpose(tf.reshape(tensor, [-1, self.num_channels]))
         return tf.reshape(tensor, [self._num_groups, self.group_size])
 
     @property
@@ -233,16 +240,16 @@ class Codebook:
         """Multiplies [groups, values] by the factors of the channels."""
         if not self.channel_scales:
             return grouped
-        by_channel = tf.reshape(grouped, [self.num_channels, -1]) * factors
+        by_channel = tf.reshape(grouped, [-1, self.num_channels]) * factors
         return tf.reshape(by_channel, tf.shape(grouped))
 
     def _ungroup(self, grouped: tf.Tensor) -> tf.Tensor:
         if self.layout is None or self.num_channels == 1:
             return tf.reshape(grouped, self.shape)
         order = self.layout.order
-        tensor = tf.transpose(tf.reshape(grouped, [self.num_channels, -1]))
+        tensor = tf.transpose(grouped) if self.per_channel else grouped
         tensor = tf.reshape(tensor, [self.shape[axis] for axis in order])
-        return tf.transpose(tensor, np.argsort(order))
+        return _transposed(tensor, np.argsort(order))
 
     def _channels(self, values: np.ndarray) -> np.ndarray:
         """Returns the values as [channels, values of a channel]."""
@@ -253,7 +260,8 @@ class Codebook:
 
     def _grouped(self, values: np.ndarray) -> np.ndarray:
         channels = self._channels(values.astype(np.float32))
-        return channels.reshape(self._num_groups, self.group_size)
+        ordered = channels if self.per_channel else channels.T
+        return ordered.reshape(self._num_groups, self.group_size)
 
     def _with_zeros(self, state: State, zeros: tf.Tensor) -> State:
         """Puts zeros into a cluster whose centroid is zero.
@@ -278,22 +286,25 @@ class Codebook:
 
     def _fit_factors(self, state: State) -> State:
         """Fits the factors of the channels to the weights, by least squares."""
-        channels = [self.num_channels, -1]
-        latent = tf.reshape(state.latent, channels)
-        members = tf.reshape(state.members, channels)
+        by_channel = [-1, self.num_channels]
+        latent = tf.reshape(state.latent, by_channel)
+        members = tf.reshape(state.members, by_channel)
         shared = tf.gather(state.centroids[0], members)
-        peaks = tf.reduce_max(tf.abs(latent), axis=1)
+        peaks = tf.reduce_max(tf.abs(latent), axis=0, keepdims=True)
         fitted = tf.math.divide_no_nan(
-            tf.reduce_sum(latent * shared, axis=1), tf.reduce_sum(shared**2, axis=1)
+            tf.reduce_sum(latent * shared, axis=0, keepdims=True),
+            tf.reduce_sum(shared**2, axis=0, keepdims=True),
         )
-        before = state.factors[:, 0]
         # Not above the largest weight, which thus is in the first or last cluster.
-        fitted = tf.minimum(tf.where(fitted > 0, fitted, before), peaks)
-        factors = tf.where(peaks > 0, fitted, before)[:, None]
-        last = self.num_clusters - 1
-        members = tf.where(latent >= factors, last, members)
+        fitted = tf.minimum(tf.where(fitted > 0, fitted, state.factors), peaks)
+        factors = tf.where(peaks > 0, fitted, state.factors)
+        members = tf.where(latent >= factors, self.num_clusters - 1, members)
         members = tf.where(latent <= -factors, 0, members)
-        return state._replace(
-            members=tf.reshape(members, tf.shape(state.members)),
-            factors=factors,
-        )
+        members = tf.reshape(members, tf.shape(state.members))
+        return state._replace(members=members, factors=factors)
+
+
+def _transposed(tensor: tf.Tensor, order: Sequence[int]) -> tf.Tensor:
+    if list(order) == sorted(order):
+        return tensor
+    return tf.transpose(tensor, order)
