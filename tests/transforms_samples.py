@@ -7,6 +7,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from transforms_structure_samples import looping, model_of, traced
 
+import tfopt
 from tfopt.savedmodel import protos
 from tfopt.transforms import _checking, _registry
 from tfopt.transforms._graph import GraphModel
@@ -117,6 +118,12 @@ def custom():
 def empty():
     message = protos.message_class("GraphDef")()
     return GraphModel.from_graph_def(message, inputs=[], outputs=[])
+
+
+def quick(source, output, transforms="remove_nodes(op=Identity)", **options):
+    return tfopt.transform_graph(
+        source, output, transforms, **{"verify": "structure", **options}
+    )
 
 
 def copy_of(model):
