@@ -226,3 +226,18 @@ def test_the_report(tmp_path):
 
 def _model(data):
     return model_of(v1.GraphDef.FromString(data), ["out", "class"])
+
+
+@pytest.mark.both_keras
+def test_keras_models_and_functions_are_frozen_on_the_way(keras, tmp_path):
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(4, activation="relu")]
+    model = keras.Sequential(layers)
+    artifact = quick(model, tmp_path / "out.pb", "deploy")
+    (tensors,) = artifact.details["signatures"].values()
+    data = read(tmp_path / "out.pb").SerializeToString()
+    graph_def = v1.GraphDef.FromString(data)
+    with tf.Graph().as_default(), v1.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        feed = dict.fromkeys(tensors["inputs"].values(), X)
+        (found,) = session.run(list(tensors["outputs"].values()), feed)
+    assert np.allclose(found, model(X), atol=1e-6)

@@ -94,14 +94,14 @@ def freeze_graph(
         UsageError: Not exactly one input and one output.
         TfoptError: See `tfopt.freeze`.
     """
-    source = _only(
+    source = only(
         "input",
         input_saved_model_dir=input_saved_model_dir,
         input_keras_file=input_keras_file,
         input_meta_graph=input_meta_graph,
         input_graph=input_graph,
     )
-    target = _only(
+    target = only(
         "output",
         output_graph=output_graph,
         output_saved_model_dir=output_saved_model_dir,
@@ -130,8 +130,12 @@ def freeze_graph(
     return Frozen(artifact)
 
 
-def _only(what: str, **given: str | None) -> str:
-    """Returns the one value that isn't `None`."""
+def only(what: str, **given: str | None) -> str:
+    """Returns the one value that isn't `None`.
+
+    Raises:
+        UsageError: There are several, or none.
+    """
     values = [value for value in given.values() if value is not None]
     if len(values) != 1:
         received = [name for name, value in given.items() if value is not None]

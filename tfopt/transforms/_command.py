@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tfopt import transforms as library
+from tfopt.freezing import command
 from tfopt.transforms import _listing, _sources
 from tfopt.types import Artifact, UsageError
-
-_SOURCES = ("in_graph", "saved_model_dir", "keras_model_file")
-_OUTPUTS = ("out_graph", "output_saved_model_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +132,17 @@ def transform_graph(
     """
     if list_transforms:
         return Listing(_listing.content())
-    given = {
-        "in_graph": in_graph,
-        "saved_model_dir": saved_model_dir,
-        "keras_model_file": keras_model_file,
-        "out_graph": out_graph,
-        "output_saved_model_dir": output_saved_model_dir,
-    }
-    source, target = _only(given, _SOURCES), _only(given, _OUTPUTS)
+    source = command.only(
+        "input",
+        in_graph=in_graph,
+        saved_model_dir=saved_model_dir,
+        keras_model_file=keras_model_file,
+    )
+    target = command.only(
+        "output",
+        out_graph=out_graph,
+        output_saved_model_dir=output_saved_model_dir,
+    )
     if transforms is None:
         raise UsageError(
             "There is nothing to do. Expected --transforms, for example "
@@ -165,18 +166,6 @@ def transform_graph(
         verify_data=verify_data,
     )
     return Transformed(artifact)
-
-
-def _only(given: Mapping[str, str | None], names: Sequence[str]) -> str:
-    """Returns the one value that isn't `None`."""
-    received = [name for name in names if given[name] is not None]
-    value = given[received[0]] if len(received) == 1 else None
-    if value is None:
-        raise UsageError(
-            f"Which file is meant is unclear. Expected exactly one of "
-            f"{', '.join(names)}. Received: {', '.join(received) or 'none'}"
-        )
-    return value
 
 
 def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
