@@ -84,9 +84,10 @@ def explain_graph(
         TfoptError: The source cannot be read or run.
 
     Example:
-        >>> report = explain_graph("saved_model", rounds=0)
-        >>> "default minus remap" in report.tables[0].rows
-        True
+        >>> plain = GrapplerConfig(remapping="off")
+        >>> report = explain_graph("saved_model", variants={"plain": plain}, rounds=0)
+        >>> list(report.tables[0].rows)
+        ['source', 'plain']
     """
     if rounds < 0 or not timeout_s > 0:
         raise ValueError(
