@@ -145,8 +145,9 @@ class Scorer:
         self._weights = list(weights)
         self._data, self._seed = data, seed
         self._sums: dict[str, tf.Variable] = {}
-        self._count: tf.Variable | None = None
+        self._count: Any = None
         self._last: dict[str, np.ndarray] = {}
+        self._active: tf.Variable | None = None
         self._undo: Callable[[], None] | None = None
 
     @property
@@ -170,10 +171,16 @@ class Scorer:
                     tf.zeros(weight.shape, tf.float32), name="score"
                 )
             self._count = make(tf.zeros((), tf.float32), name="score_count")
+            self._active = tf.Variable(True, trainable=False, name="score_active")
         self._undo = gradients.observe(self._model.optimizer, self._see)
 
+    def stop(self) -> None:
+        """Stops observing, within the train function as it is."""
+        if self._active is not None:
+            self._active.assign(False)
+
     def remove(self) -> None:
-        """Stops observing."""
+        """Leaves the optimizer as it was; the next train function is without it."""
         if self._undo is not None:
             self._undo()
             self._undo = None
@@ -215,15 +222,23 @@ class Scorer:
     def _see(self, pairs: gradients.Pairs) -> None:
         found = {id(variable): gradient for gradient, variable in pairs}
         for weight in self._weights:
-            gradient = found.get(id(weight.variable))
-            if gradient is None:
+            if found.get(id(weight.variable)) is None:
                 raise gradients.no_gradient(weight.name)
-            value = tf.cast(tf.convert_to_tensor(weight.variable), tf.float32)
-            product = value * tf.cast(gradients.dense(gradient), tf.float32)
-            seen = tf.abs(product) if self.score == "gradient" else -product
-            self._sums[weight.name].assign_add(seen)
-        if self._count is not None:
+
+        def add() -> tf.Tensor:
+            for weight in self._weights:
+                self._add(weight, found[id(weight.variable)])
             self._count.assign_add(1.0)
+            return tf.constant(True)
+
+        # Masks that are final need no more scores.
+        tf.cond(tf.convert_to_tensor(self._active), add, lambda: tf.constant(False))
+
+    def _add(self, weight: variables.Weight, gradient: Any) -> None:
+        value = tf.cast(tf.convert_to_tensor(weight.variable), tf.float32)
+        product = value * tf.cast(gradients.dense(gradient), tf.float32)
+        seen = tf.abs(product) if self.score == "gradient" else -product
+        self._sums[weight.name].assign_add(seen)
 
 
 def _read(variable: Any) -> np.ndarray:

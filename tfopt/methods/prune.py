@@ -291,6 +291,8 @@ class Prune(Method):
             step = run.schedule.last_update(run.reach)
             run.update(run.due if step is None else step)
             run.due = run.schedule.next_update(run.reach)
+            if run.due is None:
+                run.scorer.stop()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Checks that nothing has written weights past the masks; logs sparsities."""
