@@ -249,7 +249,7 @@ class Codebook:
         order = self.layout.order
         tensor = tf.transpose(grouped) if self.per_channel else grouped
         tensor = tf.reshape(tensor, [self.shape[axis] for axis in order])
-        return _transposed(tensor, np.argsort(order))
+        return _transposed(tensor, np.argsort(order).tolist())
 
     def _channels(self, values: np.ndarray) -> np.ndarray:
         """Returns the values as [channels, values of a channel]."""
