@@ -30,8 +30,12 @@ PRESETS: dict[str, Preset] = {
             "sink_constants",
             "strip_unused_nodes",
             f"remove_nodes({', '.join(f'op={op}' for op in _PASSED_ON)})",
-            "fold_constants",
-            "fold_batch_norms",
+            # An expression that fails may be in a branch that is never taken.
+            "fold_constants(ignore_errors=true)",
+            # Behind BatchToSpaceND, batch normalization could not be folded.
+            "flatten_atrous_conv",
+            "fold_batch_norms(convert_rest=true)",
+            "fuse_pad_and_conv",
             # After folding, which gives convolutions weights of their own.
             "merge_duplicate_nodes",
             "sort_by_execution_order",
