@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -110,6 +111,43 @@ def test_a_model_trained_for_int8_converts_to_integers(folder):
 def test_keras_cannot_have_its_layers(folder):
     with pytest.raises(tfopt.TfoptError, match=r"need TFMOT.*quantized\.h5"):
         _keras.load(folder / "quantized.h5")
+
+
+def test_schedules_of_tfmot_give_the_same_values():
+    code = """
+    import os
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import numpy as np, tensorflow_model_optimization as tfmot, tfopt
+    theirs = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.9, 10, 60, 2, 7)
+    ours = tfopt.Prune(schedule=theirs).schedule
+    for step in range(10, 80):
+        update, value = theirs(step)
+        assert abs(float(value) - ours(step)) < 1e-6, step
+        # On top, ours is exact at end_step.
+        assert bool(update) == ours.updates_at(step) or step >= 60, step
+    assert abs(float(theirs(40)[1]) - tfopt.PolynomialDecay(0.2, 0.9, 10, 60)(40)) > .01
+    theirs = tfmot.sparsity.keras.ConstantSparsity(0.5, 3, frequency=2)
+    ours = tfopt.Prune(schedule=theirs).schedule
+    assert ours == tfopt.ConstantSparsity(0.5, begin_step=3, frequency=2)
+    class Other(tfmot.sparsity.keras.PruningSchedule):
+        def __call__(self, step): ...
+        def get_config(self): return {"class_name": "Other", "config": {}}
+    Other.__module__ = "tensorflow_model_optimization.other"
+    try:
+        tfopt.Prune(schedule=Other())
+    except ValueError as error:
+        assert "Other" in str(error)
+    else:
+        raise AssertionError("no error")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("methods", ["prune,quantize_aware"])

@@ -187,6 +187,33 @@ def deserialize(data: Mapping[str, Any]) -> Schedule:
     return _CLASSES[data["class_name"]].from_config(data["config"])
 
 
+def adapt(schedule: Any) -> Any:
+    """Returns a schedule of TFMOT, or one as a mapping, as one of this module.
+
+    Anything else is returned as it is. TFMOT itself isn't imported: its schedules are
+    known by their class.
+
+    Raises:
+        ValueError: The schedule is of a class that tfopt lacks, or its values are not
+            valid here.
+
+    Example:
+        >>> adapt("polynomial")
+        'polynomial'
+    """
+    if isinstance(schedule, Mapping):
+        return deserialize(schedule)
+    if not type(schedule).__module__.startswith("tensorflow_model_optimization."):
+        return schedule
+    data = schedule.get_config()
+    config = dict(data["config"])
+    if data["class_name"] == "ConstantSparsity":
+        config["final_sparsity"] = config.pop("target_sparsity")
+    if config.get("end_step") == -1:  # TFMOT's way to say: never
+        config["end_step"] = None
+    return deserialize({"class_name": data["class_name"], "config": config})
+
+
 def default_end_step(begin_step: int, last_step: int) -> int:
     """Returns where a ramp ends if nobody says: at 3/4 of the training.
 

@@ -167,6 +167,8 @@ def _make(name: str, options: Mapping[str, Any], examples: data.Data) -> Method:
     if "representative_dataset" in inspect.signature(cls).parameters:
         # Ranges are then known before the first step.
         given["representative_dataset"] = _calibration(examples.train)
+    if given.get("score") == "activation":  # which only examples can tell
+        given["data"] = [_calibration(examples.train)]
     try:
         return cls(**given)
     except (ValueError, TypeError) as error:

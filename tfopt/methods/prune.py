@@ -53,7 +53,7 @@ class Prune(Method):
         frequency: Masks are computed every `frequency` steps. `None`: 50 times in all.
         power: Exponent of the polynomial; 3 prunes most of it early.
         schedule: `"polynomial"`, `"constant"` (all at once at `begin_step`) or an
-            object of `tfopt.schedules`, which then says all of the above.
+            object of `tfopt.schedules` or TFMOT, which then says all of the above.
         score: Which weights stay: those of large `"magnitude"` |w|; `"gradient"`
             |w·∂L/∂w| averaged over the batches since the masks were last computed, or
             over `data`; `"movement"` -Σ w·∂L/∂w since `fit` began; `"activation"` |w|
@@ -162,8 +162,7 @@ class Prune(Method):
         seed: int = 0,
     ):
         super().__init__()
-        if isinstance(schedule, Mapping):
-            schedule = schedules.deserialize(schedule)
+        schedule = schedules.adapt(schedule)
         self.final_sparsity = final_sparsity
         self.initial_sparsity = initial_sparsity
         self.begin_step = begin_step
