@@ -199,7 +199,11 @@ def test_held_at_exactly_the_target(keras, name):
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        *(("conv3d", "1:2"), ("recurrent", "1:2"), ("attention", "1:2")),
+        *(
+            ("conv3d", "1:2"),
+            pytest.param("recurrent", "1:2", marks=pytest.mark.slow),
+            ("attention", "1:2"),
+        ),
         *(("conv1d", "2x2"), ("embedding", "2x2"), ("conv2d", "2x2")),
     ],
 )
@@ -219,7 +223,11 @@ def test_structures(keras, name, word):
 @pytest.mark.parametrize(
     ("name", "score"),
     [
-        *(("recurrent", "gradient"), ("embedding", "gradient"), ("shared", "movement")),
+        *(
+            pytest.param("recurrent", "gradient", marks=pytest.mark.slow),
+            ("embedding", "gradient"),
+            ("shared", "movement"),
+        ),
         *((name, "activation") for name in ("conv2d", "attention", "embedding")),
     ],
 )
