@@ -282,3 +282,27 @@ def test_activation_refuses_recurrent_cells(keras):
     prune = Prune(final_sparsity=0.5, data=[samples.data()], **options)
     with pytest.raises(TfoptError, match=r"weight='gru/.*kernel' of GRUCell"):
         samples.fit(model, [prune])
+
+
+@pytest.mark.parametrize("score", ["gradient", "movement"])
+def test_going_on_in_the_middle_of_a_schedule(keras, score, caplog):
+    """Zeros stay until there is a score again, and that is said."""
+    model = samples.compiled(keras)
+    options = {"begin_step": 1, "end_step": 10, "frequency": 3, "score": score}
+    with pytest.warns(UserWarning, match="ends after the training"):
+        samples.fit(model, [Prune(final_sparsity=0.8, **options)], epochs=1)
+    assert "goes on" not in caplog.text
+    first = samples.zeros(model)["first/kernel"]
+    prune, watcher = Prune(final_sparsity=0.8, **options), samples.watch(keras)
+    with caplog.at_level("WARNING", "tfopt"):
+        samples.fit(model, [prune, watcher], epochs=2, initial_epoch=1)
+    assert "goes on at step 6" in caplog.text
+    counts = [zeros["first/kernel"] for _, zeros in watcher.seen]
+    assert counts == sorted(counts)
+    assert counts[0] == first > 0
+    prune.finalize(model)
+    caplog.clear()
+    with caplog.at_level("WARNING", "tfopt"):  # masks are final
+        samples.fit(model, [Prune(final_sparsity=0.8, **options)], epochs=1)
+    assert not caplog.text
+    assert samples.zeros(model) == samples.expected_zeros(model, 0.8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from tfopt.methods import _ramp, _scores, _targets
 from tfopt.methods._masking import Masks
 from tfopt.methods._prune_log import Log
 from tfopt.types import TfoptError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -52,6 +55,34 @@ class Run:
     def values(self) -> dict[str, np.ndarray]:
         """Returns the weights that are pruned by name, as float arrays."""
         return {name: self.masks.value(name) for name in self.keep}
+
+    def begin(
+        self, values: dict[str, np.ndarray], batches: int
+    ) -> dict[str, np.ndarray]:
+        """Returns the masks to begin with, by weight name.
+
+        A score that training has to show first is not there when training goes on in
+        the middle of a schedule. Then what is zero stays zero, up to the first update
+        for which there is a score.
+
+        Args:
+            values: The weights.
+            batches: How many batches an execution has.
+        """
+        ramp, first = self.schedule, self.fit.first
+        if ramp is None or not self.scorer.is_observed or first <= ramp.begin_step:
+            return self.keep
+        is_over = ramp.end_step is not None and first >= ramp.end_step
+        if not is_over:
+            _log.warning(
+                "Training goes on at step %d with what it sees from now on as the "
+                "score %r; masks may differ from those of an uninterrupted run.",
+                first,
+                self.scorer.score,
+            )
+        due = ramp.next_update(first + batches)
+        self.due = first + batches + 1 if due is None and not is_over else due
+        return {name: self.keep[name] & (value != 0) for name, value in values.items()}
 
     def update(self, step: int) -> None:
         """Computes and applies the masks of a step of the schedule.

@@ -204,7 +204,7 @@ class Prune(Method):
         """Returns the constructor arguments as plain values, without `data`."""
         config = self._arguments()
         del config["data"]
-        if not isinstance(self.schedule, str):
+        if isinstance(self.schedule, schedules.Schedule):
             config["schedule"] = schedules.serialize(self.schedule)
         for name in ("per_layer", "sparsity_penalty"):
             if config[name] is not None:
@@ -380,7 +380,8 @@ class Prune(Method):
             structure = masks.Structure.parse(self.structure)
             run.undo = _penalty.install(self.sparsity_penalty, chosen, structure)
         run.masks.install()
-        run.masks.assign(selection.with_followers(keep))
+        first = run.begin(values, variables.steps_per_execution(self.model))
+        run.masks.assign(selection.with_followers(first))
         return run
 
     def _announce(
