@@ -79,12 +79,12 @@ def test_the_file_has_many_codes_without_clusters(keras):
     assert samples.most_codes(training.finalize(model, methods)) > 50
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_all_three(keras, order):
+@pytest.mark.parametrize(("order", "weight_bits"), [((0, 1, 2), 8), ((2, 1, 0), 4)])
+def test_all_three(keras, order, weight_bits):
     prune = Prune(final_sparsity=0.6, end_step=9)
-    methods = in_order(
-        [QuantizeAware(), prune, Cluster(num_clusters=6, begin_step=9)], order
-    )
+    quantize = QuantizeAware(weight_bits=weight_bits)  # a coarser grid beside clusters
+    cluster = Cluster(num_clusters=6, begin_step=9)
+    methods = in_order([quantize, prune, cluster], order)
     model = training.prepare(samples.images(keras), methods)
     samples.fit_images(keras, model, methods)
     final = training.finalize(model, methods)
@@ -100,13 +100,6 @@ def test_one_scale_per_weight(keras):
     final = training.finalize(model, methods)
     assert max(samples.distinct(final).values()) <= 6
     assert samples.most_codes(final) <= 6
-
-
-def test_coarser_weights(keras):
-    methods = [QuantizeAware(weight_bits=4), Cluster(num_clusters=6)]
-    model = training.prepare(samples.images(keras), methods)
-    samples.fit_images(keras, model, methods)
-    assert samples.most_codes(training.finalize(model, methods)) <= 6
 
 
 def test_prepared_saved_and_resumed(keras, tmp_path):

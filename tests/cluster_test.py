@@ -173,7 +173,7 @@ def sequence_model(keras):
     table = layers.Embedding(5, 8, name="table")
     x = table(layers.Lambda(lambda t: keras.activations.relu(t) * 0)(tokens))
     x = x + layers.MultiHeadAttention(2, 4, name="attention")(x, x)
-    x = layers.Bidirectional(layers.LSTM(4), name="both")(x)
+    x = layers.SimpleRNN(4, name="recurrent")(x)
     return keras.Model(tokens, layers.Dense(5, name="head")(x))
 
 
