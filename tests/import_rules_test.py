@@ -86,7 +86,9 @@ RULES = {
     "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
     "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(
-        "", "tensorflow tf_keras tensorflow_model_optimization", "types _keras artifacts"
+        "",
+        "tensorflow tf_keras tensorflow_model_optimization",
+        "types _keras artifacts",
     ),
     "_flags": Rule("absl", "rich", "_quiet _signatures artifacts types"),
     "_child": Rule("absl", "", "types artifacts"),
