@@ -203,6 +203,32 @@ def describe(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command prints about an artifact; subclasses say how.
+
+    Attributes:
+        artifact: What was written.
+    """
+
+    artifact: Artifact
+
+    def to_json(self) -> Artifact:
+        """Returns the artifact, for `--report`."""
+        return self.artifact
+
+    def state_lines(self) -> list[str]:
+        """Returns what must be run before a graph without signatures is used."""
+        details = self.artifact.details
+        if self.artifact.format != "graph_def" or not details["init_op"]:
+            return []
+        feeds = details["asset_feeds"].items()
+        return [
+            f"run before use: {details['init_op']}",
+            *(f"  feeding {tensor} with {file}" for tensor, file in feeds),
+        ]
+
+
 def write_manifest(path: str | os.PathLike[str], artifact: Artifact) -> None:
     """Writes an artifact's description as JSON for build scripts."""
     write_json(path, artifact)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfopt import checkpoint
+from tfopt import artifacts, checkpoint
 from tfopt.checkpoint.writing import StoredDtype
-from tfopt.types import Artifact
 
 
 @dataclasses.dataclass(frozen=True)
-class Slimmed:
+class Slimmed(artifacts.Outcome):
     """What the command prints: the artifact, and what is gone from it."""
-
-    artifact: Artifact
-
-    def to_json(self) -> Artifact:
-        """Returns the artifact, for `--report`."""
-        return self.artifact
 
     def __str__(self) -> str:
         details = self.artifact.details

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfopt import _keras
+from tfopt.methods._base import Method
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -28,11 +28,7 @@ class Bar:
         """Returns the Keras callback that moves the bar."""
         bar = self
 
-        class Mover(_keras.callback_class()):  # type: ignore[misc]
-            # tf_keras asks its callbacks for these; Keras 3's base class lacks them.
-            _supports_tf_logs = True
-            _chief_worker_only = None
-
+        class Mover(Method):
             def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
                 del logs
                 bar.begin(epoch, self.params["epochs"], self.params["steps"] or 0)
@@ -46,12 +42,6 @@ class Bar:
 
             def _implements_train_batch_hooks(self) -> bool:
                 return not bar.is_silent
-
-            def _implements_test_batch_hooks(self) -> bool:
-                return False
-
-            def _implements_predict_batch_hooks(self) -> bool:
-                return False
 
         return Mover()
 

@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt import _keras, artifacts
+from tfopt import artifacts
+from tfopt.methods._base import Method
 from tfopt.types import TfoptError
 
 _LOGGER = logging.getLogger(__name__)
@@ -86,22 +87,12 @@ class Backup:
         """Returns the Keras callback that saves after every epoch."""
         backup = self
 
-        class Saver(_keras.callback_class()):  # type: ignore[misc]
-            # tf_keras asks its callbacks for these; Keras 3's base class lacks them.
-            _supports_tf_logs = True
-            _chief_worker_only = None
-
+        class Saver(Method):
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
                 del logs
                 backup.save(self.model, epoch + 1)
 
             def _implements_train_batch_hooks(self) -> bool:
-                return False
-
-            def _implements_test_batch_hooks(self) -> bool:
-                return False
-
-            def _implements_predict_batch_hooks(self) -> bool:
                 return False
 
         return Saver()

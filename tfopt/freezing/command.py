@@ -6,19 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tfopt import freezing
-from tfopt.types import Artifact, UsageError
+from tfopt import artifacts, freezing
+from tfopt.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class Frozen(artifacts.Outcome):
     """What the command prints: the artifact, and what has to be known to use it."""
-
-    artifact: Artifact
-
-    def to_json(self) -> Artifact:
-        """Returns the artifact, for `--report`."""
-        return self.artifact
 
     def __str__(self) -> str:
         details = self.artifact.details
@@ -31,12 +25,7 @@ class Frozen:
             inputs, outputs = (_listed(tensors[side]) for side in ("inputs", "outputs"))
             lines.append(f"signature {key}: {inputs} -> {outputs}")
         lines += [_kept(entry) for entry in details["kept_variables"]]
-        if self.artifact.format == "graph_def" and details["init_op"]:
-            lines.append(f"run before use: {details['init_op']}")
-            lines += [
-                f"  feeding {tensor} with {file}"
-                for tensor, file in details["asset_feeds"].items()
-            ]
+        lines += self.state_lines()
         return "\n".join([*lines, f"verified: {_verified(details['verified'])}"])
 
 

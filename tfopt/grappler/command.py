@@ -7,20 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import tfopt.grappler
+from tfopt import artifacts
+from tfopt.freezing import command
 from tfopt.grappler.config import GrapplerConfig, Preset
 from tfopt.report import Report
-from tfopt.types import Artifact, UsageError
+from tfopt.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Rewritten:
+class Rewritten(artifacts.Outcome):
     """What the command prints: the artifact, and what became of the graph."""
-
-    artifact: Artifact
-
-    def to_json(self) -> Artifact:
-        """Returns the artifact, for `--report`."""
-        return self.artifact
 
     def __str__(self) -> str:
         details = self.artifact.details
@@ -32,12 +28,7 @@ class Rewritten:
         ]
         if details["bfloat16_nodes"]:
             lines.append(f"{details['bfloat16_nodes']} nodes with bfloat16")
-        if self.artifact.format == "graph_def" and details["init_op"]:
-            lines.append(f"run before use: {details['init_op']}")
-            lines += [
-                f"  feeding {tensor} with {file}"
-                for tensor, file in details["asset_feeds"].items()
-            ]
+        lines += self.state_lines()
         for key, outputs in details.get("verified", {}).get("execution", {}).items():
             for name, found in outputs.items():
                 lines.append(f"verified {key}/{name}: {_in_words(found)}")
@@ -92,7 +83,7 @@ def run_grappler(
         UsageError: Not exactly one input, or not one output.
         TfoptError: See `tfopt.optimize_graph`.
     """
-    source = _only("input", saved_model_dir=saved_model_dir, in_graph=in_graph)
+    source = command.only("input", saved_model_dir=saved_model_dir, in_graph=in_graph)
     config = _config(preset, options or {}, rewriter_options)
     common: dict[str, Any] = {
         "outputs": outputs,
@@ -117,7 +108,7 @@ def run_grappler(
         form = "text" if out_graph.endswith(".pbtxt") else "graph_def"
     artifact = tfopt.grappler.optimize_graph(
         source,
-        _only("output", **targets),
+        command.only("output", **targets),
         config,
         output_format=form,
         verify=verify,
@@ -140,16 +131,6 @@ def _config(
             )
         given[name] = GrapplerConfig.parse(name, text)
     return config.replace(**given)
-
-
-def _only(what: str, **given: str | None) -> str:
-    values = [value for value in given.values() if value is not None]
-    if len(values) != 1:
-        raise UsageError(
-            f"Which {what} is meant is unclear. Expected exactly one of "
-            f"{', '.join(given)}. Received: {_given(given)}"
-        )
-    return values[0]
 
 
 def _given(flags: Mapping[str, str | None]) -> str:

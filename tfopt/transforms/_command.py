@@ -7,21 +7,16 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tfopt import artifacts
 from tfopt import transforms as library
 from tfopt.freezing import command
 from tfopt.transforms import _listing, _sources
-from tfopt.types import Artifact, UsageError
+from tfopt.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Transformed:
+class Transformed(artifacts.Outcome):
     """What the command prints: a line for each transform, and what was written."""
-
-    artifact: Artifact
-
-    def to_json(self) -> Artifact:
-        """Returns the artifact, for `--report`."""
-        return self.artifact
 
     def __str__(self) -> str:
         return as_text(self)
@@ -40,10 +35,7 @@ class Transformed:
             f"constants: {details['constant_bytes']:,} bytes",
             *_errors(details),
         ]
-        if details["init_op"] and self.artifact.format == "graph_def":
-            lines.append(f"run before use: {details['init_op']}")
-            feeds = details["asset_feeds"].items()
-            lines += [f"  feeding {tensor} with {file}" for tensor, file in feeds]
+        lines += self.state_lines()
         table = _listing.table(
             ("transform", "nodes", "bytes", "seconds", "error", "findings"),
             [_row(step) for step in details["steps"]],
