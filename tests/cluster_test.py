@@ -72,7 +72,7 @@ def test_centroids_follow_the_mean_gradient_of_their_members(keras, frequency):
         model = keras.Sequential(layers)
         model.set_weights([start])
         model.compile(keras.optimizers.SGD(rate), "mse")
-        cluster = Cluster(num_clusters=4, frequency=frequency)
+        cluster = Cluster(num_clusters=4, frequency=frequency, end_step=100)
         model.fit(x, y, batch_size=30, epochs=8, verbose=0, callbacks=[cluster])
         return model.get_weights()[0]
 
@@ -98,8 +98,8 @@ def model_of(keras, kernel):
     return model
 
 
-def test_weights_move_at_their_frequency_only(keras):
-    """In between the members of a cluster stay together."""
+@pytest.mark.parametrize("end_step", [None, 12, 100])
+def test_weights_change_clusters_at_some_steps_only(keras, end_step):
     moved = []
 
     class Members(keras.callbacks.Callback):
@@ -108,18 +108,20 @@ def test_weights_move_at_their_frequency_only(keras):
         def on_train_batch_end(self, batch, logs=None):
             kernel = self.model.get_layer("first").kernel.numpy()
             now = np.unique(kernel, return_inverse=True)[1].ravel()
-            moved.append(self.before is not None and (now != self.before).any())
+            if self.before is not None and (now != self.before).any():
+                moved.append(int(self.model.optimizer.iterations.numpy()))
             self.before = now
 
-    model = samples.compiled(keras, optimizer=keras.optimizers.SGD(1.0))
-    samples.fit(model, [Members(), Cluster(num_clusters=4, frequency=5)], epochs=3)
-    assert len(moved) == 18
-    assert {step + 1 for step, has_moved in enumerate(moved) if has_moved} <= {
-        5,
-        10,
-        15,
-    }
-    assert any(moved)
+    model = samples.compiled(keras, optimizer=keras.optimizers.SGD(2.0))
+    cluster = Cluster(num_clusters=4, frequency=5, end_step=end_step)
+    samples.fit(model, [Members(), cluster], epochs=4)  # 24 steps
+    steps = {5, 10, 15, 20}
+    # By default, half-way.
+    expected = {step for step in steps if step < (end_step or 12)}
+    assert moved
+    assert set(moved) <= expected
+    if end_step == 100:
+        assert max(moved) > 12
 
 
 def test_clustered_models_learn(keras):
@@ -418,6 +420,7 @@ def test_diverged_training(keras):
         *({"num_clusters": 1}, {"num_clusters": 2.0}, {"num_clusters": 1 << 17}),
         *({"initialization": "kmeans"}, {"per_channel": 1}, {"channel_scales": "yes"}),
         *({"preserve_zeros": "never"}, {"begin_step": -1}, {"frequency": 0}),
+        {"end_step": 1.5},
         *({"seed": -1}, {"strict": None}, {"include": 3}, {"exclude": [""]}),
     ],
     ids=str,

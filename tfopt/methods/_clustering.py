@@ -81,6 +81,11 @@ class Clusters:
             constraints.remove(self._weights[name].variable, link)
         variables.forget_train_function(self._model)
 
+    def fix(self) -> None:
+        """Lets all weights stay in their clusters from now on."""
+        for link in self._links.values():
+            link.fixed.assign(True)
+
     def check_installed(self) -> None:
         """Raises if another callback has replaced the clusters.
 
@@ -150,6 +155,7 @@ class _Clustered(constraints.Link):
             *(make(value, name=name) for name, value in state._asdict().items())
         )
         self._steps = make(0, name="steps", dtype=tf.int64)
+        self.fixed = make(frequency is None, name="fixed")
         self._next = self._compute
         if int(np.prod(codebook.shape)) >= _WORTH_COMPILING:
             self._next = tf.function(self._compute, jit_compile=True)
@@ -161,7 +167,11 @@ class _Clustered(constraints.Link):
     def apply(self, value: Any) -> tf.Tensor:
         """Returns the shared weights after an update, and takes note of it."""
         updated = tf.convert_to_tensor(value)
-        shared, state = self._next(updated, self._read(), self._steps.value())
+        if self._frequency is None:
+            due = tf.constant(False)
+        else:
+            due = tf.equal((self._steps + 1) % self._frequency, 0) & ~self.fixed
+        shared, state = self._next(updated, self._read(), due)
         self._write(state)
         self._steps.assign_add(1)
         return shared
@@ -177,7 +187,7 @@ class _Clustered(constraints.Link):
         return tf.cast(self._codebook.value(state), values.dtype)
 
     def _compute(
-        self, updated: tf.Tensor, state: State, step: tf.Tensor
+        self, updated: tf.Tensor, state: State, due: tf.Tensor
     ) -> tuple[tf.Tensor, State]:
         book, zeros = self._codebook, self._zeros(updated)
         latent = book.group(tf.cast(updated, tf.float32))
@@ -185,15 +195,10 @@ class _Clustered(constraints.Link):
             # What the variable held before the update, rounded as it rounds.
             before = tf.cast(tf.cast(book.shared(state), updated.dtype), tf.float32)
             latent = state.latent + (latent - before)
-        state = state._replace(latent=latent)
-        if self._frequency == 1:
-            state = book.assign(state, zeros)
-        elif self._frequency is not None:
-            state = tf.cond(
-                tf.equal((step + 1) % self._frequency, 0),
-                lambda: book.assign(state, zeros),
-                lambda: state,
-            )
+            state = state._replace(latent=latent)
+            state = tf.cond(due, lambda: book.assign(state, zeros), lambda: state)
+        else:
+            state = state._replace(latent=latent)
         state = book.fit(state, zeros)
         return tf.cast(book.value(state), updated.dtype), state
 

@@ -7,8 +7,8 @@ values goes to latent weights, one per weight; they decide which cluster a weigh
 centroid moves by the mean of the updates of its members.
 
 With channel scales, the centroids of a tensor are multiples of 1/127 from -1 to 1, the
-int8 grid, and each channel has a factor, fitted by least squares, for which its largest
-weight becomes 1 or -1. Rounding to int8 with a scale per channel then yields the
+int8 grid, and each channel has a factor, fitted by least squares, and a weight that is
+1 or -1 times the factor. Rounding to int8 with a scale per channel then yields the
 centroids again, the same ones in all channels.
 """
 
@@ -181,8 +181,9 @@ class Codebook:
         """Moves the centroids to the means of their members.
 
         Args:
-            state: Of before; weights stay in their clusters, unless they are zero now
-                or, with channel scales, have become larger than the channel's factor.
+            state: Of before; weights stay in their clusters, unless they are zero now.
+                With channel scales, the largest weight of a channel may have to join
+                the first or the last cluster.
             zeros: As in `assign`.
         """
         state = self._with_zeros(state, zeros)
@@ -295,11 +296,13 @@ class Codebook:
             tf.reduce_sum(latent * shared, axis=0, keepdims=True),
             tf.reduce_sum(shared**2, axis=0, keepdims=True),
         )
-        # Not above the largest weight, which thus is in the first or last cluster.
-        fitted = tf.minimum(tf.where(fitted > 0, fitted, state.factors), peaks)
-        factors = tf.where(peaks > 0, fitted, state.factors)
-        members = tf.where(latent >= factors, self.num_clusters - 1, members)
-        members = tf.where(latent <= -factors, 0, members)
+        factors = tf.where(fitted > 0, fitted, state.factors)
+        # Without a weight at an end, the channel's int8 scale would be another one.
+        ends = (members == 0) | (members == self.num_clusters - 1)
+        has_end = tf.reduce_any(ends & (latent != 0), axis=0, keepdims=True)
+        joins = (tf.abs(latent) == peaks) & (peaks > 0) & ~has_end
+        end = tf.where(latent > 0, self.num_clusters - 1, 0)
+        members = tf.where(joins, end, members)
         members = tf.reshape(members, tf.shape(state.members))
         return state._replace(members=members, factors=factors)
 

@@ -63,9 +63,12 @@ class Cluster(Method):
             soon as there are some. False: those may change that no pruning holds.
         begin_step: Optimizer step from which on weights are clustered. 0: before the
             first training step.
-        frequency: Weights go to the nearest cluster every `frequency` steps; in
-            between, only the centroids move. `None`: weights stay in their first
-            cluster.
+        end_step: Step from which on weights stay in their clusters, and only centroids
+            move: a weight that changes clusters late does harm that no training mends.
+            `None`: half-way from where clustering begins to the end of what `fit`
+            plans.
+        frequency: Weights go to the nearest cluster every `frequency` steps. `None`:
+            they stay in their first cluster.
         seed: For the initializations that draw.
         strict: Whether a kernel that is not trainable is an error, unless `include`
             and `exclude` leave it out. Otherwise it stays as it is.
@@ -110,6 +113,7 @@ class Cluster(Method):
         exclude: str | Sequence[str] | None = None,
         preserve_zeros: bool | Literal["auto"] = "auto",
         begin_step: int = 0,
+        end_step: int | None = None,
         frequency: int | None = 1,
         seed: int = 0,
         strict: bool = False,
@@ -123,6 +127,7 @@ class Cluster(Method):
         self.exclude = exclude
         self.preserve_zeros = preserve_zeros
         self.begin_step = begin_step
+        self.end_step = end_step
         self.frequency = frequency
         self.seed = seed
         self.strict = strict
@@ -176,15 +181,14 @@ class Cluster(Method):
         if self._run is None:
             _keras.check_model(self.model)
             plan = self._plan(self.model)
-            self._check_begin(epoch)
             self.report = plan.report()
-            self._run = _Run(plan)
+            self._run = _Run(plan, self._end_of_changes(epoch))
             # Biases and the like are only in the report: every model has many.
             _log.info("Clustering %s; skipping %s", list(plan.weights), plan.skipped)
         self._run.reach = variables.iterations(self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Begins clustering if it falls due within the coming execution."""
+        """Begins, or fixes who is in which cluster, if due in the coming execution."""
         del logs
         run = self._run
         if run is None:
@@ -193,19 +197,25 @@ class Cluster(Method):
                 "training loop that calls `on_train_begin`, `on_epoch_begin` and so "
                 f"on, as keras.callbacks.CallbackList does. Received: batch={batch}"
             )
-        if run.clusters is not None:
-            if not run.checked:
-                run.clusters.check_installed()
-                run.checked = True
+        if run.clusters is not None and not run.checked:
+            run.clusters.check_installed()
+            run.checked = True
+        due = self.begin_step if run.clusters is None else run.end
+        if due is None:
             return
         # An upper bound, so that the true count is read only when it matters: reading
         # it waits for the device.
         steps = variables.steps_per_execution(self.model)
         run.reach += steps
-        if run.reach >= self.begin_step:
+        if run.reach >= due:
             run.reach = variables.iterations(self.model, ahead=steps)
-        if run.reach >= self.begin_step:
+        if run.reach < due:
+            return
+        if run.clusters is None:
             run.clusters = self._begin(run.plan)
+        else:
+            run.clusters.fix()
+            run.end = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Checks that nothing has written weights past the clusters."""
@@ -301,10 +311,11 @@ class Cluster(Method):
             zero_cluster=self.preserve_zeros is True,
         )
 
-    def _check_begin(self, epoch: int) -> None:
+    def _end_of_changes(self, epoch: int) -> int | None:
+        """Returns the step from which on weights stay in their clusters."""
         batches, epochs = self.params.get("steps"), self.params["epochs"] - epoch
         if batches is None:
-            return
+            return self.end_step
         last = variables.iterations(self.model, ahead=batches * epochs)
         if self.begin_step > last:
             raise ValueError(
@@ -312,6 +323,11 @@ class Cluster(Method):
                 "step, or pass Cluster only to the fit that reaches it. Received: "
                 f"begin_step={self.begin_step}; training ends at step {last}"
             )
+        if self.end_step is not None:
+            return self.end_step
+        # The epochs that a restored backup leaves out belong to the training.
+        first = max(0, variables.iterations(self.model, ahead=-batches * epoch))
+        return (max(first, self.begin_step) + last) // 2
 
     def _check_arguments(self) -> None:
         for name in ("include", "exclude"):
@@ -336,6 +352,10 @@ class Cluster(Method):
                 "True, False or 'auto'",
             ),
             "begin_step": (_is_integer(self.begin_step, 0), "an integer >= 0"),
+            "end_step": (
+                self.end_step is None or _is_integer(self.end_step, 0),
+                "an integer >= 0, or None",
+            ),
             "frequency": (
                 self.frequency is None or _is_integer(self.frequency, 1),
                 "an integer >= 1, or None",
@@ -372,7 +392,7 @@ def cluster_once(model: Any, num_clusters: int = 16, **options: Any) -> Any:
         >>> len(np.unique(small.get_layer("logits").get_weights()[0]))
         16
     """
-    for name in ("begin_step", "frequency"):
+    for name in ("begin_step", "end_step", "frequency"):
         if name in options:
             raise ValueError(
                 "There is no training, so there are no steps. Expected no such "
@@ -437,12 +457,15 @@ class _Run:
 
     Attributes:
         plan: What is clustered.
+        end: The step from which on weights stay in their clusters; None: not known,
+            or past.
         clusters: The clusters in force; None: not begun.
         reach: Upper bound of the optimizer steps after the coming execution.
         checked: Whether the clusters were seen to be installed.
     """
 
     plan: _Plan
+    end: int | None
     clusters: Clusters | None = None
     reach: int = 0
     checked: bool = False
