@@ -108,10 +108,14 @@ def test_weights_change_clusters_at_some_steps_only(keras, end_step):
         def on_train_batch_end(self, batch, logs=None):
             kernel = self.model.get_layer("first").kernel.numpy()
             now = np.unique(kernel, return_inverse=True)[1].ravel()
-            if self.before is not None and (now != self.before).any():
-                moved.append(int(self.model.optimizer.iterations.numpy()))
+            if self.before is not None:
+                # Numbers may be swapped, as centroids may pass each other.
+                pairs = set(zip(self.before, now, strict=True))
+                if len(pairs) > len(set(now)):
+                    moved.append(int(self.model.optimizer.iterations.numpy()))
             self.before = now
 
+    keras.utils.set_random_seed(0)
     model = samples.compiled(keras, optimizer=keras.optimizers.SGD(2.0))
     cluster = Cluster(num_clusters=4, frequency=5, end_step=end_step)
     samples.fit(model, [Members(), cluster], epochs=4)  # 24 steps
