@@ -68,7 +68,7 @@ def _listed(proto: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def to_proto(array: np.ndarray, *, dtype: int | None = None) -> Any:
-    """Returns an array as TensorProto, which lists one element if all are equal.
+    """Returns an array as TensorProto, all elements of numbers as bytes.
 
     Args:
         array: Any array; strings as objects (`bytes`).
