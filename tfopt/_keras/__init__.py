@@ -175,6 +175,7 @@ def _load(source: pathlib.Path, path: str | os.PathLike[str], safe_mode: bool) -
         keras = importlib.import_module(_writer_of(source))
         # Registers the layers of models in quantization-aware training.
         importlib.import_module("tfopt._keras.fake_quantize").classes(keras)
+        importlib.import_module("tfopt._keras.operations").classes(keras)
         return keras.models.load_model(source, compile=False, safe_mode=safe_mode)
     except Exception as error:
         raise TfoptError(
