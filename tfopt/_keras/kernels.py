@@ -54,7 +54,7 @@ def layout(weight: variables.Weight) -> Layout:
     elif is_a(weight.layer, "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
         inputs, outputs = outputs, inputs
     elif is_a(weight.layer, "EinsumDense") and weight.last_name == "kernel":
-        positions, inputs, outputs = _einsum_axes(weight.layer.equation)
+        positions, inputs, outputs = einsum_axes(weight.layer.equation)
     return Layout(
         weight.shape,
         positions + inputs + outputs,
@@ -96,9 +96,10 @@ def einsum_letters(equation: str) -> tuple[str, str, str]:
     return given, kernel, output
 
 
-def _einsum_axes(
+def einsum_axes(
     equation: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Returns a kernel's axes that positions, inputs and outputs are of."""
     given, kernel, output = einsum_letters(equation)
     axes = range(len(kernel))
     return (

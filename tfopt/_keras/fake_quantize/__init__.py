@@ -25,6 +25,7 @@ from typing import Any
 from tfopt._keras.fake_quantize import _activations, _weights
 
 calibrating = _activations.calibrating
+channel_axes = _weights.channel_axes
 fake_quantize_weights = _weights.fake_quantize_weights
 has_channel_scales = _weights.has_channel_scales
 WEIGHTS = _weights.WEIGHTS
@@ -66,9 +67,8 @@ def classes(keras: Any) -> Classes:
                 _weights.QuantizedWeights,
                 base := getattr(keras.layers, kind),
                 base_class=base,
-                channel_axes=channel_axes,
                 **{name: _weights.FakeQuantizedWeight(name) for name in names},
             )
-            for kind, (names, channel_axes) in WEIGHTS.items()
+            for kind, (names, _) in WEIGHTS.items()
         },
     )

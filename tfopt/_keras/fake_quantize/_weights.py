@@ -9,16 +9,36 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt import affine
+from tfopt._keras import kernels
 from tfopt._keras.fake_quantize._values import value_of
 
 # Keras layer class -> attribute names of the weight it multiplies with (they differ
 # between the two Keras) and the axes that have a scale each. A row here is all that a
-# further layer with one such weight needs.
+# further layer with one such weight needs. EinsumDense's axes follow its equation.
 WEIGHTS: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "Conv1D": (("kernel",), (-1,)),
+    "Conv1DTranspose": (("kernel",), (-2,)),
     "Conv2D": (("kernel",), (-1,)),
+    "Conv2DTranspose": (("kernel",), (-2,)),
+    "Conv3D": (("kernel",), (-1,)),
     "Dense": (("kernel",), (-1,)),
+    "DepthwiseConv1D": (("kernel", "depthwise_kernel"), (-2, -1)),
     "DepthwiseConv2D": (("kernel", "depthwise_kernel"), (-2, -1)),
+    "EinsumDense": (("kernel",), ()),
 }
+
+
+def channel_axes(kind: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the axes of a layer's weight that have a scale each.
+
+    Args:
+        kind: A key of `WEIGHTS`.
+        config: Configuration of the layer.
+    """
+    if kind == "EinsumDense":
+        return kernels.einsum_axes(config["equation"])[2]
+    return WEIGHTS[kind][1]
+
 
 _thread = threading.local()
 
@@ -36,7 +56,6 @@ class QuantizedWeights:
     """
 
     base_class: type
-    channel_axes: tuple[int, ...]
 
     def __init__(
         self,
@@ -78,8 +97,12 @@ class QuantizedWeights:
                 num_bits=8,
                 narrow_range=True,
             )
-        axes = self.channel_axes if self.per_channel else ()
+        axes = self._channel_axes() if self.per_channel else ()
         return fake_quantize_weights(weights, self.weight_bits, axes)
+
+    def _channel_axes(self) -> tuple[int, ...]:
+        equation = getattr(self, "equation", "")
+        return channel_axes(self.base_class.__name__, {"equation": equation})
 
 
 class FakeQuantizedWeight:

@@ -176,8 +176,9 @@ def _representable(spec: LayerSpec, low: float, high: float) -> tuple[float, flo
 
 
 def _bake_weights(spec: LayerSpec) -> None:
-    names, channel_axes = fake_quantize.WEIGHTS[spec.cls.base_class.__name__]
-    config = dict(spec.config)
+    kind, config = spec.cls.base_class.__name__, dict(spec.config)
+    names, _ = fake_quantize.WEIGHTS[kind]
+    channel_axes = fake_quantize.channel_axes(kind, config)
     bits, per_channel = config["weight_bits"], config["per_channel"]
     weights = dict(zip(spec.weight_names, spec.weights or [], strict=True))
     for name in weights.keys() & set(names):
