@@ -44,7 +44,7 @@ def test_samples_have_a_minimum_duration(monkeypatch):
         nonlocal clock
         clock += seconds
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(benchmark._timing.time, "perf_counter", lambda: clock)
     timings = interleave(
         {"short": lambda: work(1e-5), "long": lambda: work(0.5)},
         rounds=3,
@@ -96,7 +96,7 @@ def test_figures():
 
 
 def test_without_a_gauge(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "_TASKS", tmp_path / "missing")
+    monkeypatch.setattr(benchmark._timing, "_TASKS", tmp_path / "missing")
     assert benchmark.run_queue_delays() is None
     timing = interleave({"a": int}, rounds=2, min_sample_ms=0)["a"]
     assert timing.queue_shares is None
@@ -105,7 +105,7 @@ def test_without_a_gauge(tmp_path, monkeypatch):
     assert "quiet" not in str(timing)
     # A kernel that was built without these statistics.
     (tmp_path / "task" / "1").mkdir(parents=True)
-    monkeypatch.setattr(benchmark, "_TASKS", tmp_path / "task")
+    monkeypatch.setattr(benchmark._timing, "_TASKS", tmp_path / "task")
     assert benchmark.run_queue_delays() is None
 
 
