@@ -52,7 +52,12 @@ RULES = {
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
     "data": Rule("numpy", "tensorflow", "types"),
     "savedmodel": Rule("numpy google google_crc32c", "ml_dtypes", "types artifacts"),
-    "methods": Rule("numpy tensorflow", "", "_keras schedules masks affine types"),
+    "methods": Rule(
+        "numpy tensorflow",
+        "",
+        # Teachers may be `.tflite` files.
+        "_keras schedules masks affine types runner tflite_file",
+    ),
     "_keras": Rule("numpy tensorflow", "h5py keras tf_keras", "types affine _child"),
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
@@ -71,7 +76,7 @@ RULES = {
         "types artifacts affine masks savedmodel freezing _signatures",
     ),
     "conversion": Rule(
-        "numpy tensorflow",
+        "numpy tensorflow ai_edge_litert",
         "",
         "types artifacts affine tflite_file runner savedmodel freezing _keras",
     ),
@@ -84,6 +89,11 @@ RULES = {
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "training": Rule("", "", "types _keras methods"),
     "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
+    "inspection": Rule(
+        "numpy",
+        "tensorflow",
+        "types artifacts report tflite_file savedmodel freezing _keras",
+    ),
     "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
     "tfmot": Rule(
         "",

@@ -9,36 +9,15 @@ with the model.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import time
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from tfopt import tflite_file
-from tfopt.conversion import (
-    _errors,
-    _freezing,
-    _lowering,
-    _noise,
-    _samples,
-    _sources,
-    _sparse,
-    _verification,
-)
-from tfopt.conversion._samples import Batch, Samples
-from tfopt.conversion._sources import Source
-from tfopt.tflite_file import TfliteFile
-from tfopt.types import ConversionError, Signature, VerificationError
+from tfopt.conversion import _pipeline
+from tfopt.types import Signature
 
 Quantization = Literal["none", "dynamic", "float16", "int8"]
 IOType = Literal["float32", "int8", "uint8"]
-
-_MODES = ("none", "dynamic", "float16", "int8")
-_IO_TYPES = ("float32", "int8", "uint8")
-_VERIFIED_EXAMPLES = 64
-_VERIFIED_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +30,10 @@ class Conversion:
         report: Plain JSON data: `"quantization"`, `"bytes"`, `"operators"` (counts
             by name), `"constant_bytes"` (by type), `"float_operators"` (int8 only:
             those left by `allow_float_fallback`), `"calibration_examples"`,
+            `"kept_float"` (`None`, or of the operators that `keep_float` chose
+            `"layers"`, `"operators"`, `"macs_share"` and `"bytes_share"` of the
+            model's constants), `"equalization"`, `"bias_correction"` (`None`, or what
+            was done where, and where not and why),
             `"seconds"` (by step), `"notes"`, `"sparse"` (`None`, or what came of the
             sparse encoding and why), and `"verification"`, which is `None` or
             holds `"data"` (`"representative"` or `"random"`), `"examples"`,
@@ -73,6 +56,9 @@ def convert(
     calibration_examples: int = 256,
     inference_input_type: IOType = "float32",
     inference_output_type: IOType = "float32",
+    keep_float: str | Sequence[str] | None = None,
+    equalize: bool = False,
+    correct_bias: bool = False,
     signature_key: str | None = None,
     strip_debug_info: bool = False,
     allow_float_fallback: bool = False,
@@ -100,6 +86,15 @@ def convert(
             be endless.
         inference_input_type: Type of float inputs in an `"int8"` file.
         inference_output_type: Type of float outputs in an `"int8"` file.
+        keep_float: Layers that `"int8"` or `"dynamic"` leave in float: globs for
+            their names or leading parts of them (`"block/*"`; graph nodes, for models
+            that are not Keras), or for kinds of operators (`"DEPTHWISE_CONV_2D"`).
+            `tfopt.sensitivity` tells which are worth it.
+        equalize: Even out the ranges of channels across layers before `"int8"`
+            quantization; the float model computes the same (cross-layer equalization,
+            Nagel et al. 2019). For models whose channels differ by orders of magnitude.
+        correct_bias: After `"int8"` quantization, take from each bias the mean error
+            of its layer on the `representative_dataset` (bias correction, ibid.).
         signature_key: Which signature of a SavedModel; for other models, the key in
             the file, `serving_default` if not given.
         strip_debug_info: Leave out names of inner tensors and the converter's
@@ -139,6 +134,9 @@ def convert(
         calibration_examples=calibration_examples,
         inference_input_type=inference_input_type,
         inference_output_type=inference_output_type,
+        keep_float=keep_float,
+        equalize=equalize,
+        correct_bias=correct_bias,
         signature_key=signature_key,
         strip_debug_info=strip_debug_info,
         allow_float_fallback=allow_float_fallback,
@@ -148,41 +146,18 @@ def convert(
     ).content
 
 
-def convert_with_report(
-    model: Any,
-    *,
-    quantization: Quantization = "none",
-    representative_dataset: Any = None,
-    calibration_examples: int = 256,
-    inference_input_type: IOType = "float32",
-    inference_output_type: IOType = "float32",
-    signature_key: str | None = None,
-    strip_debug_info: bool = False,
-    allow_float_fallback: bool = False,
-    sparse: bool = False,
-    verify: bool = True,
-    min_sqnr: float | None = None,
-) -> Conversion:
+def convert_with_report(model: Any, **options: Any) -> Conversion:
     """Does what `convert` does, and returns the report as well.
 
     Args:
         model: As in `convert`.
-        quantization: As in `convert`.
-        representative_dataset: As in `convert`.
-        calibration_examples: As in `convert`.
-        inference_input_type: As in `convert`.
-        inference_output_type: As in `convert`.
-        signature_key: As in `convert`.
-        strip_debug_info: As in `convert`.
-        allow_float_fallback: As in `convert`.
-        sparse: As in `convert`.
-        verify: As in `convert`.
-        min_sqnr: As in `convert`.
+        **options: All keyword arguments of `convert`, with its defaults.
 
     Returns:
         The file's content and the report.
 
     Raises:
+        TypeError: There is no such option.
         ValueError: As `convert`.
         ConversionError: As `convert`.
         VerificationError: As `convert`.
@@ -192,297 +167,7 @@ def convert_with_report(
         >>> done.report["verification"]["outputs"]["logits"]["sqnr_db"] > 30
         True
     """
-    options = _lowering.Options(
-        quantization=quantization,
-        input_type=inference_input_type,
-        output_type=inference_output_type,
-        allow_float=allow_float_fallback,
-        sparse=sparse,
-    )
-    _check_options(options, calibration_examples)
-    clock = _Clock()
-    source = _sources.open_source(model, signature_key)
-    clock.lap("trace")
-    samples = None
-    if representative_dataset is not None:
-        samples = _samples.representative(
-            representative_dataset, source.specs, limit=calibration_examples
-        )
-        clock.lap("data")
-    calibration = samples.batches if samples and quantization == "int8" else ()
-    with _noise.contained():
-        frozen = _freezing.freeze(source.function)
-        _check_quantization(options, frozen, samples)
-        clock.lap("freeze")
-        write = functools.partial(_write, frozen, source, calibration, strip_debug_info)
-        content = write(dataclasses.replace(options, sparse=False))
-        clock.lap("convert")
-        file = tflite_file.read(content)
-        _check_promises(file, source, options)
-        if samples is None and (verify or sparse):
-            samples = _samples.random(source.specs, _freezing.input_ranges(frozen))
-        encoding = None
-        if sparse and samples is not None:
-            batches, _ = _reference(source, samples)
-            content, encoding = _sparse.choose(content, lambda: write(options), batches)
-            file = tflite_file.read(content)
-            clock.lap("sparse")
-        verification = None
-        if verify and samples is not None:
-            if min_sqnr is None and _freezing.has_fake_quant(frozen):
-                min_sqnr = _verification.MIN_SQNR_TRAINED
-            verification = _verify(content, file, source, samples, options, min_sqnr)
-            clock.lap("verify")
-    report = {
-        "quantization": quantization,
-        "bytes": len(content),
-        "operators": file.operator_counts(),
-        "constant_bytes": _constant_bytes(file),
-        "float_operators": _float_operators(file, options),
-        "calibration_examples": len(calibration),
-        "sparse": encoding,
-        "verification": verification,
-        "seconds": clock.seconds,
-        "notes": _notes(file, options),
-    }
-    return Conversion(content, file.signatures[0], report)
-
-
-def _write(
-    frozen: Any,
-    source: Source,
-    calibration: Sequence[Batch],
-    strip_debug_info: bool,
-    options: _lowering.Options,
-) -> bytes:
-    """Converts, and names inputs and outputs as the model does."""
-    return tflite_file.rewrite(
-        _lowering.lower(frozen, options, calibration),
-        signature_key=source.signature_key,
-        input_names=source.input_names,
-        output_names=source.output_names,
-        strip_debug_info=strip_debug_info,
-    )
-
-
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, step: str) -> None:
-        now = time.perf_counter()
-        self.seconds[step] = now - self._last
-        self._last = now
-
-
-def _check_options(options: _lowering.Options, calibration_examples: int) -> None:
-    if options.quantization not in _MODES:
-        raise ValueError(
-            f"Unknown mode. Expected one of {_MODES}. "
-            f"Received: quantization={options.quantization!r}"
-        )
-    for name, value in (
-        ("inference_input_type", options.input_type),
-        ("inference_output_type", options.output_type),
-    ):
-        if value not in _IO_TYPES:
-            raise ValueError(f"Expected one of {_IO_TYPES}. Received: {name}={value!r}")
-        if value != "float32" and options.quantization != "int8":
-            raise ValueError(
-                'Integer inputs and outputs need quantization="int8". Received: '
-                f"{name}={value!r} with quantization={options.quantization!r}"
-            )
-    if options.sparse and options.quantization == "dynamic":
-        raise ValueError(
-            "LiteRT cannot run sparse weights with dynamic quantization, or computes "
-            'wrong numbers from them. Use "none", "float16" or "int8". Received: '
-            "sparse=True with quantization='dynamic'"
-        )
-    if calibration_examples < 1:
-        raise ValueError(
-            "Expected a positive number. "
-            f"Received: calibration_examples={calibration_examples}"
-        )
-
-
-def _check_quantization(
-    options: _lowering.Options, frozen: Any, samples: Samples | None
-) -> None:
-    trained = _freezing.has_fake_quant(frozen)
-    if options.quantization != "int8":
-        if trained:
-            raise ValueError(
-                "The model holds fake quantization (it was trained for int8), which "
-                "the converter would turn into int8 islands or float copies. Use "
-                'quantization="int8", or convert the model as it was before. '
-                f"Received: quantization={options.quantization!r}"
-            )
-        return
-    if not trained and samples is None:
-        raise ValueError(
-            'quantization="int8" must see typical inputs to know the range of each '
-            "activation. Give a `representative_dataset` (about a hundred examples), "
-            'train with `tfopt.QuantizeAware`, or use quantization="dynamic". '
-            "Received: representative_dataset=None"
-        )
-    if samples is not None and _freezing.has_loop(frozen):
-        # With TensorFlow 2.21, LSTM, GRU and SimpleRNN of either Keras end the process
-        # by a segmentation fault; other loops keep float states.
-        raise ConversionError(
-            'The converter cannot calibrate loops for quantization="int8": recurrent '
-            "layers crash it. Unroll them (`unroll=True`), or use "
-            'quantization="dynamic".'
-        )
-
-
-def _check_promises(
-    file: TfliteFile, source: Source, options: _lowering.Options
-) -> None:
-    _verification.check_runnable(file)
-    signature = file.signatures[0]
-    _verification.check_types(
-        signature.inputs,
-        [_io_dtype(spec.dtype, options.input_type) for spec in source.specs.values()],
-    )
-    _verification.check_types(
-        signature.outputs,
-        [
-            _io_dtype(tensor.dtype, options.output_type)
-            for tensor in source.function.outputs
-        ],
-    )
-    if options.quantization == "int8" and not options.allow_float:
-        _verification.check_integer(file)
-
-
-def _io_dtype(dtype: Any, float_type: str) -> np.dtype:
-    name = dtype.name
-    if name == "string":
-        return np.dtype(object)
-    return np.dtype(float_type if name == "float32" else name)
-
-
-def _verify(
-    content: bytes,
-    file: TfliteFile,
-    source: Source,
-    samples: Samples,
-    options: _lowering.Options,
-    min_sqnr: float | None,
-) -> dict[str, Any]:
-    batches, expected = _reference(source, samples)
-    signature = file.signatures[0]
-    found = _verification.compare(
-        expected,
-        _verification.run(content, signature, batches),
-        signature=signature,
-        steps=_verification.output_steps(file),
-        quantization=options.quantization,
-        min_sqnr=min_sqnr,
-    )
-    return {
-        "data": samples.kind,
-        "examples": min(_VERIFIED_EXAMPLES, len(samples.batches)),
-        "batch_sizes": sorted({_batch_size(batch) for batch in batches}),
-        "outputs": {name: _figures(item) for name, item in found.items()},
-    }
-
-
-def _figures(agreement: _verification.Agreement) -> dict[str, float | None]:
-    """An agreement as JSON, which has no infinity."""
-    figures = dataclasses.asdict(agreement)
-    return {
-        name: value if value is not None and np.isfinite(value) else None
-        for name, value in figures.items()
-    }
-
-
-def _reference(
-    source: Source, samples: Samples
-) -> tuple[Sequence[Batch], list[dict[str, np.ndarray]]]:
-    """The model's own outputs, in batches of several examples where it takes them."""
-    batch_size = _VERIFIED_BATCH if _samples.is_batch_free(source.specs) else 1
-    batches = samples.merged(_VERIFIED_EXAMPLES, batch_size)
-    try:
-        try:
-            outputs = [source.run(batch) for batch in batches]
-        except Exception:
-            if batch_size == 1:
-                raise
-            # The model has a batch size of one built into it.
-            batches = samples.merged(_VERIFIED_EXAMPLES, 1)
-            outputs = [source.run(batch) for batch in batches]
-    except Exception as error:
-        raise VerificationError(
-            f"The model itself fails on the {samples.kind} inputs: "
-            f"{_errors.condense(error)}. Give a `representative_dataset` "
-            "of inputs that it takes, or `verify=False`."
-        ) from error
-    for name in source.output_names:
-        if any(np.isnan(item[name]).any() for item in outputs if _is_float(item[name])):
-            raise VerificationError(
-                f"The model itself returns NaN at output {name!r} for the "
-                f"{samples.kind} inputs. Repair its weights, or give a "
-                "`representative_dataset` of inputs that it is meant for."
-            )
-    return batches, outputs
-
-
-def _is_float(value: np.ndarray) -> bool:
-    return value.dtype.kind in "fc"
-
-
-def _batch_size(batch: Batch) -> int:
-    first = next(iter(batch.values()))
-    return first.shape[0] if first.ndim else 1
-
-
-def _constant_bytes(file: TfliteFile) -> dict[str, int]:
-    """Bytes of constants by type; a buffer that several tensors share counts once."""
-    sizes: dict[str, int] = {}
-    seen: set[int] = set()
-    for graph in file.subgraphs:
-        for tensor in graph.tensors:
-            if tensor.raw is None:
-                continue
-            address = tensor.raw.__array_interface__["data"][0]
-            if address not in seen:
-                seen.add(address)
-                kind = tensor.type.lower()
-                sizes[kind] = sizes.get(kind, 0) + tensor.raw.nbytes
-    return dict(sorted(sizes.items()))
-
-
-def _float_operators(file: TfliteFile, options: _lowering.Options) -> list[str]:
-    if options.quantization != "int8":
-        return []
-    return [str(item) for item in tflite_file.float_operators(file)]
-
-
-def _notes(file: TfliteFile, options: _lowering.Options) -> list[str]:
-    notes = []
-    stored = {"dynamic": "int8", "float16": "float16"}.get(options.quantization)
-    if stored and not _constant_bytes(file).get(stored):
-        notes.append(
-            f"No weight was stored as {stored}: the converter leaves small tensors "
-            "(below 1024 elements) as they are."
-        )
-    if options.quantization == "dynamic" and _has_hybrid_depthwise(file):
-        notes.append(
-            "Depthwise convolutions with int8 weights run 2.8 to 3 times slower than "
-            'float ones on x86: LiteRT has no fast kernel for them. Use "int8" or '
-            '"float16" there.'
-        )
-    return notes
-
-
-def _has_hybrid_depthwise(file: TfliteFile) -> bool:
-    return any(
-        operator.name == "DEPTHWISE_CONV_2D"
-        and graph.tensors[operator.inputs[1]].type == "INT8"
-        for graph in file.subgraphs
-        for operator in graph.operators
-    )
+    given = inspect.signature(convert).bind(model, **options)
+    given.apply_defaults()
+    request = _pipeline.Request(**dict(list(given.arguments.items())[1:]))
+    return Conversion(*_pipeline.run(model, request))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python import convert as steps
+from tensorflow.lite.python.optimize import calibrator
 
 from tfopt.conversion import _errors
 from tfopt.types import ConversionError
@@ -23,6 +26,9 @@ class Options:
         output_type: The same for float outputs.
         allow_float: Whether int8 may leave operators in float.
         sparse: Whether to store weights with many zeros by their nonzero values.
+        keep_float: Globs of layers or kinds of operators that stay float.
+        equalize: Whether to equalize weights across layers before quantizing.
+        correct_bias: Whether to correct biases after quantizing.
     """
 
     quantization: str
@@ -30,6 +36,14 @@ class Options:
     output_type: str
     allow_float: bool
     sparse: bool = False
+    keep_float: tuple[str, ...] = ()
+    equalize: bool = False
+    correct_bias: bool = False
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether there is more to do than the converter does by itself."""
+        return bool(self.keep_float) or self.equalize or self.correct_bias
 
 
 def lower(
@@ -52,17 +66,78 @@ def lower(
         ConversionError: The converter refuses the model, or has no kernel for an
             operator.
     """
-    # Naming the function as its own owner avoids a warning; naming a Keras 3 model
-    # there writes a file of uninitialised variables.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], function)
-    _configure(converter, options, calibration)
-    try:
+    converter = _converter(function, options, calibration)
+    with _refusals(options):
         return converter.convert()
+
+
+def calibrate(
+    function: Any,
+    options: Options,
+    calibration: Sequence[Mapping[str, np.ndarray]],
+) -> bytes:
+    """Converts a frozen concrete function to floats with the range of each tensor.
+
+    The first of the two steps of an int8 conversion; `quantize` is the second.
+
+    Raises:
+        ConversionError: As `lower`.
+    """
+    converter = _converter(function, options, calibration)
+    converter._experimental_calibrate_only = True
+    with _refusals(options):
+        return converter.convert()
+
+
+def recalibrate(
+    content: bytes, calibration: Sequence[Mapping[str, np.ndarray]]
+) -> bytes:
+    """Finds the ranges of a calibrated float file anew, as its constants changed."""
+    return calibrator.Calibrator(content).calibrate(
+        lambda: (list(batch.values()) for batch in calibration)
+    )
+
+
+def quantize(content: bytes, options: Options, keep: Collection[str] = ()) -> bytes:
+    """Quantizes what `calibrate` returned to int8, as the converter does.
+
+    Args:
+        content: A float file with ranges.
+        options: What to do.
+        keep: Names of tensors; the operators that make them stay float.
+
+    Raises:
+        ConversionError: The converter refuses the model.
+    """
+    with _refusals(options):
+        result = steps.mlir_quantize(
+            content,
+            input_data_type=tf.as_dtype(options.input_type),
+            output_data_type=tf.as_dtype(options.output_type),
+            denylisted_nodes=set(keep),
+        )
+        return steps.mlir_sparsify(result) if options.sparse else result
+
+
+@contextlib.contextmanager
+def _refusals(options: Options) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise ConversionError(
             f"The TFLite converter refuses the model "
             f"(quantization={options.quantization!r}): {_errors.explain(error)}"
         ) from error
+
+
+def _converter(
+    function: Any, options: Options, calibration: Sequence[Mapping[str, np.ndarray]]
+) -> Any:
+    # Naming the function as its own owner avoids a warning; naming a Keras 3 model
+    # there writes a file of uninitialised variables.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], function)
+    _configure(converter, options, calibration)
+    return converter
 
 
 def _configure(

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _keras
-from tfopt._keras import foreign, inference
+from tfopt._keras import foreign, inference, layer_names
 from tfopt.conversion import _errors
 from tfopt.types import ConversionError, TfoptError
 
@@ -31,6 +31,7 @@ class Source:
         output_names: The model's own names.
         signature_key: Key for the file.
         owner: The model; kept because functions refer to variables weakly.
+        layers: Node of the function's graph -> layer of the Keras model that made it.
     """
 
     function: Any
@@ -38,6 +39,7 @@ class Source:
     output_names: tuple[str, ...]
     signature_key: str
     owner: Any
+    layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def specs(self) -> dict[str, tf.TensorSpec]:
@@ -180,9 +182,12 @@ def _trace(
         for position, leaf in enumerate(leaves)
     ]
     paths: list[str | None] = []
+    layers: dict[str, str] = {}
 
     def inference_function(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        results = call(*tf.nest.pack_sequence_as(arguments, tensors))
+        with layer_names.recorded(owner) as nodes:
+            results = call(*tf.nest.pack_sequence_as(arguments, tensors))
+        layers.update(nodes)
         paths[:] = _leaf_names(results)
         return [
             tf.identity(value, f"output_{position}")
@@ -218,6 +223,7 @@ def _trace(
         ),
         signature_key=key,
         owner=owner,
+        layers=layers,
     )
 
 

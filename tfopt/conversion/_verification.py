@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -94,13 +94,51 @@ def check_types(infos: Sequence[TensorInfo], wanted: Sequence[np.dtype]) -> None
             )
 
 
-def check_integer(file: TfliteFile) -> None:
+def float_operators(
+    file: TfliteFile, kept: Collection[int] = ()
+) -> list[tflite_file.FloatOperator]:
+    """Lists operators that compute on floats, but for those that are meant to.
+
+    Args:
+        file: An int8 file.
+        kept: Operators of the main subgraph that stay float by request.
+
+    Returns:
+        Without those, and without the conversions between them and the others.
+    """
+    found = tflite_file.float_operators(file)
+    graph = file.subgraphs[0]
+    beside = {
+        index
+        for operator in graph.operators
+        if operator.index in kept
+        for index in (*operator.inputs, *operator.outputs)
+    }
+    return [item for item in found if not _is_meant(item, kept, beside)]
+
+
+def _is_meant(
+    item: tflite_file.FloatOperator, kept: Collection[int], beside: Collection[int]
+) -> bool:
+    if item.subgraph:
+        return False
+    converts = item.operator.name in ("QUANTIZE", "DEQUANTIZE")
+    return item.operator.index in kept or (
+        converts and all(tensor.index in beside for tensor in item.tensors)
+    )
+
+
+def check_integer(file: TfliteFile, kept: Collection[int] = ()) -> None:
     """Raises if an int8 model still computes on floats.
+
+    Args:
+        file: The file.
+        kept: Operators of the main subgraph that stay float by request.
 
     Raises:
         VerificationError: It names the operators and their tensors.
     """
-    found = tflite_file.float_operators(file)
+    found = float_operators(file, kept)
     if found:
         shown = "; ".join(str(item) for item in found[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -1,0 +1,163 @@
+"""What is checked before and after a conversion: arguments, and promises."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from tfopt._keras import variables
+from tfopt.conversion import _freezing, _lowering, _verification
+from tfopt.conversion._samples import Samples
+from tfopt.conversion._sources import Source
+from tfopt.tflite_file import TfliteFile
+from tfopt.types import ConversionError
+
+_MODES = ("none", "dynamic", "float16", "int8")
+_IO_TYPES = ("float32", "int8", "uint8")
+
+
+def patterns(keep_float: Any) -> tuple[str, ...]:
+    """Returns the globs of `keep_float`.
+
+    Raises:
+        ValueError: They are no globs.
+    """
+    return tuple(variables.as_patterns("keep_float", keep_float) or ())
+
+
+def check_options(options: _lowering.Options, calibration_examples: int) -> None:
+    """Raises unless the options fit each other.
+
+    Raises:
+        ValueError: They don't; the message names the argument.
+    """
+    if options.quantization not in _MODES:
+        raise ValueError(
+            f"Unknown mode. Expected one of {_MODES}. "
+            f"Received: quantization={options.quantization!r}"
+        )
+    for name, value in (
+        ("inference_input_type", options.input_type),
+        ("inference_output_type", options.output_type),
+    ):
+        if value not in _IO_TYPES:
+            raise ValueError(f"Expected one of {_IO_TYPES}. Received: {name}={value!r}")
+        if value != "float32" and options.quantization != "int8":
+            raise ValueError(
+                'Integer inputs and outputs need quantization="int8". Received: '
+                f"{name}={value!r} with quantization={options.quantization!r}"
+            )
+    if options.sparse and options.quantization == "dynamic":
+        raise ValueError(
+            "LiteRT cannot run sparse weights with dynamic quantization, or computes "
+            'wrong numbers from them. Use "none", "float16" or "int8". Received: '
+            "sparse=True with quantization='dynamic'"
+        )
+    _check_refinements(options)
+    if calibration_examples < 1:
+        raise ValueError(
+            "Expected a positive number. "
+            f"Received: calibration_examples={calibration_examples}"
+        )
+
+
+def _check_refinements(options: _lowering.Options) -> None:
+    """Checks the options that refine a quantization after training."""
+    for name, value, modes in (
+        ("keep_float", options.keep_float, ("int8", "dynamic")),
+        ("equalize", options.equalize, ("int8",)),
+        ("correct_bias", options.correct_bias, ("int8",)),
+    ):
+        if value and options.quantization not in modes:
+            raise ValueError(
+                f"`{name}` needs quantization to be one of {modes}. "
+                f"Received: {name}={value!r} with "
+                f"quantization={options.quantization!r}"
+            )
+
+
+def check_quantization(
+    options: _lowering.Options, frozen: Any, samples: Samples | None
+) -> None:
+    """Raises unless the model can be quantized as asked.
+
+    Raises:
+        ValueError: It was trained for another mode, or nothing tells the ranges.
+        ConversionError: The converter would crash.
+    """
+    trained = _freezing.has_fake_quant(frozen)
+    if options.quantization != "int8":
+        if trained:
+            raise ValueError(
+                "The model holds fake quantization (it was trained for int8), which "
+                "the converter would turn into int8 islands or float copies. Use "
+                'quantization="int8", or convert the model as it was before. '
+                f"Received: quantization={options.quantization!r}"
+            )
+        return
+    if trained and options.is_refined:
+        raise ValueError(
+            "The model was trained for int8, and its fake quantization says which "
+            "layers are integers and how. List layers that are to stay float in "
+            "`tfopt.QuantizeAware(exclude=...)`; `equalize` and `correct_bias` are for "
+            f"models that were not trained for it. Received: {options}"
+        )
+    if not trained and samples is None:
+        raise ValueError(
+            'quantization="int8" must see typical inputs to know the range of each '
+            "activation. Give a `representative_dataset` (about a hundred examples), "
+            'train with `tfopt.QuantizeAware`, or use quantization="dynamic". '
+            "Received: representative_dataset=None"
+        )
+    if samples is not None and _freezing.has_loop(frozen):
+        # With TensorFlow 2.21, LSTM, GRU and SimpleRNN of either Keras end the process
+        # by a segmentation fault; other loops keep float states.
+        raise ConversionError(
+            'The converter cannot calibrate loops for quantization="int8": recurrent '
+            "layers crash it. Unroll them (`unroll=True`), or use "
+            'quantization="dynamic".'
+        )
+
+
+def check_promises(
+    file: TfliteFile,
+    source: Source,
+    options: _lowering.Options,
+    kept: Collection[int],
+) -> None:
+    """Raises unless the file has the types and the precision that were promised.
+
+    Args:
+        file: The file.
+        source: The model.
+        options: What was promised.
+        kept: Operators of the main subgraph that stay float by request.
+
+    Raises:
+        ConversionError: It cannot run, or has other inputs or outputs.
+        VerificationError: Other operators compute on floats.
+    """
+    _verification.check_runnable(file)
+    signature = file.signatures[0]
+    _verification.check_types(
+        signature.inputs,
+        [_io_dtype(spec.dtype, options.input_type) for spec in source.specs.values()],
+    )
+    _verification.check_types(
+        signature.outputs,
+        [
+            _io_dtype(tensor.dtype, options.output_type)
+            for tensor in source.function.outputs
+        ],
+    )
+    if options.quantization == "int8" and not options.allow_float:
+        _verification.check_integer(file, kept)
+
+
+def _io_dtype(dtype: Any, float_type: str) -> np.dtype:
+    name = dtype.name
+    if name == "string":
+        return np.dtype(object)
+    return np.dtype(float_type if name == "float32" else name)

@@ -1,0 +1,214 @@
+"""From a model and options to a verified file and a report, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt import tflite_file
+from tfopt.conversion import (
+    _checking,
+    _errors,
+    _freezing,
+    _lowering,
+    _noise,
+    _reporting,
+    _samples,
+    _sources,
+    _sparse,
+    _verification,
+    _writing,
+)
+from tfopt.conversion._samples import Batch, Samples
+from tfopt.conversion._sources import Source
+from tfopt.tflite_file import TfliteFile
+from tfopt.types import Signature, VerificationError
+
+_VERIFIED_EXAMPLES = 64
+_VERIFIED_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `tfopt.convert` was asked for; its docstring describes the fields."""
+
+    quantization: str
+    representative_dataset: Any
+    calibration_examples: int
+    inference_input_type: str
+    inference_output_type: str
+    keep_float: Any
+    equalize: bool
+    correct_bias: bool
+    signature_key: str | None
+    strip_debug_info: bool
+    allow_float_fallback: bool
+    sparse: bool
+    verify: bool
+    min_sqnr: float | None
+
+    @property
+    def options(self) -> _lowering.Options:
+        """What the converter is to do."""
+        return _lowering.Options(
+            quantization=self.quantization,
+            input_type=self.inference_input_type,
+            output_type=self.inference_output_type,
+            allow_float=self.allow_float_fallback,
+            sparse=self.sparse,
+            keep_float=_checking.patterns(self.keep_float),
+            equalize=self.equalize,
+            correct_bias=self.correct_bias,
+        )
+
+
+def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]:
+    """Converts a model.
+
+    Returns:
+        The file, its signature, and the report (see `tfopt.Conversion`).
+
+    Raises:
+        ValueError: As `tfopt.convert`.
+        ConversionError: As `tfopt.convert`.
+        VerificationError: As `tfopt.convert`.
+    """
+    options = request.options
+    _checking.check_options(options, request.calibration_examples)
+    clock = _Clock()
+    source = _sources.open_source(model, request.signature_key)
+    clock.lap("trace")
+    samples = None
+    if request.representative_dataset is not None:
+        samples = _samples.representative(
+            request.representative_dataset,
+            source.specs,
+            limit=request.calibration_examples,
+        )
+        clock.lap("data")
+    calibration = samples.batches if samples and options.quantization == "int8" else ()
+    with _noise.contained():
+        frozen = _freezing.freeze(source.function)
+        _checking.check_quantization(options, frozen, samples)
+        clock.lap("freeze")
+        writer = _writing.Writer(frozen, source, calibration, request.strip_debug_info)
+        written = writer.write(dataclasses.replace(options, sparse=False))
+        content = written.content
+        clock.lap("convert")
+        file = tflite_file.read(content)
+        _checking.check_promises(file, source, options, written.kept)
+        float_left = _reporting.float_operators(file, options, written.kept)
+        if samples is None and (request.verify or options.sparse):
+            samples = _samples.random(source.specs, _freezing.input_ranges(frozen))
+        encoding = None
+        if options.sparse and samples is not None:
+            batches, _ = _reference(source, samples)
+            content, encoding = _sparse.choose(
+                content, lambda: writer.write(options).content, batches
+            )
+            file = tflite_file.read(content)
+            clock.lap("sparse")
+        verification = None
+        if request.verify and samples is not None:
+            min_sqnr = request.min_sqnr
+            if min_sqnr is None and _freezing.has_fake_quant(frozen):
+                min_sqnr = _verification.MIN_SQNR_TRAINED
+            verification = _verify(content, file, source, samples, options, min_sqnr)
+            clock.lap("verify")
+    report = {
+        "quantization": options.quantization,
+        "bytes": len(content),
+        "operators": file.operator_counts(),
+        "constant_bytes": _reporting.constant_bytes(file),
+        "float_operators": float_left,
+        **written.report,
+        "calibration_examples": len(calibration),
+        "sparse": encoding,
+        "verification": verification,
+        "seconds": clock.seconds,
+        "notes": _reporting.notes(file, options),
+    }
+    return content, file.signatures[0], report
+
+
+class _Clock:
+    """Seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = now - self._last
+        self._last = now
+
+
+def _verify(
+    content: bytes,
+    file: TfliteFile,
+    source: Source,
+    samples: Samples,
+    options: _lowering.Options,
+    min_sqnr: float | None,
+) -> dict[str, Any]:
+    batches, expected = _reference(source, samples)
+    signature = file.signatures[0]
+    found = _verification.compare(
+        expected,
+        _verification.run(content, signature, batches),
+        signature=signature,
+        steps=_verification.output_steps(file),
+        quantization=options.quantization,
+        min_sqnr=min_sqnr,
+    )
+    return {
+        "data": samples.kind,
+        "examples": min(_VERIFIED_EXAMPLES, len(samples.batches)),
+        "batch_sizes": sorted({_batch_size(batch) for batch in batches}),
+        "outputs": {name: _reporting.figures(item) for name, item in found.items()},
+    }
+
+
+def _reference(
+    source: Source, samples: Samples
+) -> tuple[Sequence[Batch], list[dict[str, np.ndarray]]]:
+    """The model's own outputs, in batches of several examples where it takes them."""
+    batch_size = _VERIFIED_BATCH if _samples.is_batch_free(source.specs) else 1
+    batches = samples.merged(_VERIFIED_EXAMPLES, batch_size)
+    try:
+        try:
+            outputs = [source.run(batch) for batch in batches]
+        except Exception:
+            if batch_size == 1:
+                raise
+            # The model has a batch size of one built into it.
+            batches = samples.merged(_VERIFIED_EXAMPLES, 1)
+            outputs = [source.run(batch) for batch in batches]
+    except Exception as error:
+        raise VerificationError(
+            f"The model itself fails on the {samples.kind} inputs: "
+            f"{_errors.condense(error)}. Give a `representative_dataset` "
+            "of inputs that it takes, or `verify=False`."
+        ) from error
+    for name in source.output_names:
+        if any(np.isnan(item[name]).any() for item in outputs if _is_float(item[name])):
+            raise VerificationError(
+                f"The model itself returns NaN at output {name!r} for the "
+                f"{samples.kind} inputs. Repair its weights, or give a "
+                "`representative_dataset` of inputs that it is meant for."
+            )
+    return batches, outputs
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return value.dtype.kind in "fc"
+
+
+def _batch_size(batch: Batch) -> int:
+    first = next(iter(batch.values()))
+    return first.shape[0] if first.ndim else 1

@@ -1,0 +1,157 @@
+"""Writes the content of a file: the converter's own way, or in steps that refine it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from tfopt import tflite_file
+from tfopt.conversion import (
+    _bias_correction,
+    _equalization,
+    _lowering,
+    _operators,
+    _selective,
+)
+from tfopt.conversion._operators import LayerOperator
+from tfopt.conversion._samples import Batch
+from tfopt.conversion._sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """The content of a file and what was done for it.
+
+    Attributes:
+        content: With the model's own names of inputs and outputs.
+        kept: Operators of it that stay float by request.
+        report: `"kept_float"`, `"equalization"`, `"bias_correction"`: JSON, or `None`.
+    """
+
+    content: bytes
+    kept: frozenset[int]
+    report: dict[str, Any]
+
+
+class Writer:
+    """Writes one model as often as it is asked, and calibrates it once.
+
+    Args:
+        frozen: The frozen function.
+        source: The model.
+        calibration: Batches for int8.
+        strip_debug_info: Whether to leave out names.
+    """
+
+    def __init__(
+        self,
+        frozen: Any,
+        source: Source,
+        calibration: Sequence[Batch],
+        strip_debug_info: bool,
+    ):
+        self._frozen = frozen
+        self._source = source
+        self._calibration = calibration
+        self._strip = strip_debug_info
+
+    def write(self, options: _lowering.Options) -> Written:
+        """Converts.
+
+        Raises:
+            ValueError: A pattern of `keep_float` matches nothing.
+            ConversionError: The converter refuses the model.
+        """
+        report: dict[str, Any] = dict.fromkeys(
+            ("kept_float", "equalization", "bias_correction")
+        )
+        kept: list[LayerOperator] = []
+        if not options.is_refined:
+            content = _lowering.lower(self._frozen, options, self._calibration)
+        elif options.quantization == "dynamic":
+            content, kept = self._dynamic(options, report)
+        else:
+            content, kept = self._int8(options, report)
+        return Written(
+            content=self.named(content),
+            kept=_positions(content, kept),
+            report=report,
+        )
+
+    @functools.cached_property
+    def calibrated(self) -> bytes:
+        """The float file with the range of each tensor, for int8."""
+        options = _lowering.Options("int8", "float32", "float32", allow_float=True)
+        return _lowering.calibrate(self._frozen, options, self._calibration)
+
+    def operators(self, content: bytes) -> list[LayerOperator]:
+        """Returns the operators of a float file under the names of their layers."""
+        return _operators.listed(content, self._frozen, self._source.layers)
+
+    def named(self, content: bytes) -> bytes:
+        """Names inputs and outputs as the model does."""
+        return tflite_file.rewrite(
+            content,
+            signature_key=self._source.signature_key,
+            input_names=self._source.input_names,
+            output_names=self._source.output_names,
+            strip_debug_info=self._strip,
+        )
+
+    def _dynamic(
+        self, options: _lowering.Options, report: dict[str, Any]
+    ) -> tuple[bytes, list[LayerOperator]]:
+        plain = _lowering.lower(
+            self._frozen, dataclasses.replace(options, quantization="none")
+        )
+        kept = self._kept(plain, options, report)
+        dynamic = _lowering.lower(self._frozen, options)
+        return _selective.restore(dynamic, plain, kept), kept
+
+    def _int8(
+        self, options: _lowering.Options, report: dict[str, Any]
+    ) -> tuple[bytes, list[LayerOperator]]:
+        floats = self.calibrated
+        kept = self._kept(floats, options, report)
+        if options.equalize:
+            equalized, report["equalization"] = _equalization.equalize(
+                floats, self.operators(floats)
+            )
+            floats = _lowering.recalibrate(equalized, self._calibration)
+        names = {name for operator in kept for name in operator.tensors}
+        content = _lowering.quantize(floats, options, names)
+        if options.correct_bias:
+            content, report["bias_correction"] = _bias_correction.correct(
+                floats, content, self.operators(floats), self._calibration
+            )
+        return content, kept
+
+    def _kept(
+        self, content: bytes, options: _lowering.Options, report: dict[str, Any]
+    ) -> list[LayerOperator]:
+        if not options.keep_float:
+            return []
+        operators = self.operators(content)
+        kept = _operators.select(operators, options.keep_float, argument="keep_float")
+        report["kept_float"] = _operators.share(kept, operators)
+        return kept
+
+
+def _positions(content: bytes, kept: Sequence[LayerOperator]) -> frozenset[int]:
+    """Finds the operators of a quantized file that operators of the float one became.
+
+    Names are compared here, as an application's file may have none.
+    """
+    names = {name for operator in kept for name in operator.tensors}
+    graph = tflite_file.read(content).subgraphs[0]
+    return frozenset(
+        operator.index
+        for operator in graph.operators
+        if operator.name not in ("QUANTIZE", "DEQUANTIZE")
+        and any(
+            _operators.is_named(graph.tensors[index].name, names)
+            for index in operator.outputs
+        )
+    )
