@@ -9,11 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfopt._keras.flatten import Call, LayerSpec, Value
+import numpy as np
+import tensorflow as tf
+
+from tfopt import _keras
+from tfopt._keras.flatten._graph import Call, LayerSpec, Value
 from tfopt._keras.operations import _arguments, _names
 from tfopt._keras.operations._layers import Classes, classes
+from tfopt.types import TfoptError
 
-__all__ = ["Classes", "call_of", "classes", "decoded", "name_of", "operation_config"]
+__all__ = [
+    "Classes",
+    "call_of",
+    "call_of_layer",
+    "call_of_variable",
+    "classes",
+    "decoded",
+    "name_of",
+    "operation_config",
+    "recorded",
+]
 
 name_of = _names.name_of
 
@@ -86,6 +101,102 @@ def call_of(
     for value in outputs:
         value.producer = call
     return call
+
+
+def call_of_layer(
+    keras: Any,
+    layer: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    outputs: Sequence[Value],
+    path: str,
+) -> Call | None:
+    """Returns the call of a function that tf_keras recorded as a layer, or `None`.
+
+    Args:
+        keras: The module `keras` or `tf_keras`.
+        layer: Any layer; tf_keras makes a TFOpLambda of a function.
+        args: Positional arguments, with `Value`s for tensors.
+        kwargs: Keyword arguments, likewise.
+        outputs: What it returns, flat.
+        path: Its path.
+    """
+    kind = type(layer).__name__
+    if kind not in ("TFOpLambda", "SlicingOpLambda"):
+        return None
+    name = name_of(layer.function)
+    if name is None:
+        return None
+    if kind == "SlicingOpLambda":
+        args, kwargs = _with_slices(args), _with_slices(kwargs)
+    try:
+        return call_of(
+            keras, name, args, kwargs, outputs=outputs, name=layer.name, path=path
+        )
+    except TfoptError:
+        return None
+
+
+def call_of_variable(layer: Any, variable: Any, anchor: Value, prefix: str) -> Call:
+    """Returns a call that gives a variable of an opened layer.
+
+    Args:
+        layer: The layer that has it.
+        variable: The variable.
+        anchor: Any value that is known before; it ties the call to the graph.
+        prefix: Path of the layer, with a slash behind it.
+    """
+    name = variable.name.split(":", 1)[0].rsplit("/", 1)[-1]
+    keras = _keras.module_of(layer)
+    shape = tuple(int(size) for size in variable.shape)
+    policy = layer.compute_dtype
+    dtype = tf.as_dtype(variable.dtype).name
+    if policy != dtype and tf.as_dtype(dtype).is_floating:
+        policy = f"mixed_{policy}"
+    else:
+        policy = dtype
+    config = {
+        "name": name,
+        "dtype": policy,
+        "trainable": bool(variable.trainable and layer.trainable),
+        "shape": list(shape),
+        "weight_name": name,
+    }
+    array = np.asarray(tf.convert_to_tensor(variable))
+    cls = classes(keras).Weight
+    spec = LayerSpec(cls, config, prefix + name, [array], [name])
+    value = Value(shape, tf.as_dtype(policy.removeprefix("mixed_")).name)
+    value.producer = Call(spec, (anchor,), {}, [value])
+    return value.producer
+
+
+def recorded(function: str, args: Any, kwargs: Any, is_tensor: Any) -> Any:
+    """Calls a TensorFlow function on symbolic tensors of Keras 3.
+
+    Args:
+        function: Name of the function.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        is_tensor: Says what among them is a symbolic tensor.
+
+    Returns:
+        What the function returns, with symbolic tensors.
+    """
+    config, tensors = operation_config(function, args, kwargs, is_tensor)
+    keras = _keras.module_of(tensors[0])
+    layer = classes(keras).Operation(**config, name=function.rsplit(".", 1)[-1])
+    return layer(tensors if len(tensors) > 1 else tensors[0])
+
+
+def _with_slices(thing: Any) -> Any:
+    """Returns arguments with slices where tf_keras has dictionaries of three."""
+    if isinstance(thing, dict):
+        if set(thing) == {"start", "stop", "step"}:
+            return slice(thing["start"], thing["stop"], thing["step"])
+        return {key: _with_slices(inner) for key, inner in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(map(_with_slices, thing))
+    return thing
 
 
 def decoded(call: Call) -> tuple[list[Any], dict[str, Any]]:

@@ -110,7 +110,7 @@ class _Weight:
     Args:
         shape: Shape of the variable.
         weight_name: Name of the variable.
-        **kwargs: Arguments of every layer; `dtype` is the variable's, too.
+        **kwargs: Arguments of every layer; `dtype` may be a mixed policy.
     """
 
     def __init__(
@@ -126,14 +126,17 @@ class _Weight:
         self.value = self.add_weight(  # type: ignore[attr-defined]
             name=self.weight_name,
             shape=self.weight_shape,
-            dtype=self.dtype,  # type: ignore[attr-defined]
+            dtype=self.variable_dtype,  # type: ignore[attr-defined]
             initializer="zeros",
         )
         self.built = True
 
     def call(self, inputs: Any) -> Any:
         """Returns the variable's value; the input only ties it to a model."""
-        return tf.convert_to_tensor(self.value)
+        value = tf.convert_to_tensor(self.value)
+        if not value.dtype.is_floating:
+            return value
+        return tf.cast(value, self.compute_dtype)  # type: ignore[attr-defined]
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> None:
         """A variable has no mask."""

@@ -1,0 +1,108 @@
+"""The Keras model that a flat graph describes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt._keras.flatten._graph import Graph, LayerSpec, Value
+from tfopt.types import TfoptError
+
+
+def to_model(graph: Graph) -> Any:
+    """Makes the Keras model that a graph describes, with its weights.
+
+    Each layer is new. A subclass of Model with a functional constructor is kept (and
+    with it its `train_step`); the names by which losses are assigned to outputs are
+    kept too, though a reloaded model has the names of its last layers.
+
+    Raises:
+        TfoptError: A layer cannot be made from its configuration, or the model's
+            class overrides training but cannot be called as `cls(inputs, outputs)`.
+    """
+    made: dict[LayerSpec, Any] = {}
+    tensors: dict[Value, Any] = {}
+    for spec, value in graph.input_specs:
+        tensors[value] = _first(spec.cls.from_config(spec.config).output)
+    for call in graph.calls:
+        if call.layer not in made:
+            made[call.layer] = make_layer(call.layer)
+        args, kwargs = call.map_arguments(tensors.__getitem__)
+        outputs = tf.nest.flatten(made[call.layer](*args, **kwargs))
+        tensors.update(zip(call.outputs, outputs, strict=True))
+    for spec, layer in made.items():
+        if spec.weights is not None:
+            _set_weights(layer, spec)
+    model = _model_constructor(graph)(
+        tf.nest.map_structure(tensors.__getitem__, graph.inputs),
+        tf.nest.map_structure(tensors.__getitem__, graph.outputs),
+        name=graph.name,
+    )
+    if graph.output_names:
+        model.output_names = graph.output_names
+    return model
+
+
+def make_layer(spec: LayerSpec) -> Any:
+    """Makes the layer or operation that a specification describes, without weights.
+
+    Raises:
+        TfoptError: Its configuration does not lead back to it.
+    """
+    try:
+        # Some layers take their own configuration apart.
+        return spec.cls.from_config(copy.deepcopy(spec.config))
+    except Exception as error:
+        raise TfoptError(
+            f"Cannot copy the layer {spec.path!r}: `from_config` must make it from "
+            f"what `get_config` gave. Received: {spec.cls.__name__} ({error})"
+        ) from error
+
+
+def _set_weights(layer: Any, spec: LayerSpec) -> None:
+    try:
+        layer.set_weights(spec.weights)
+    except ValueError as error:
+        raise TfoptError(
+            f"Cannot copy the layer {spec.path!r}: made from its configuration and "
+            f"called, it has other weights. Received: {spec.cls.__name__} ({error})"
+        ) from error
+
+
+def _model_constructor(graph: Graph) -> Any:
+    Model = graph.keras.Model
+    cls = graph.model_class
+    if not issubclass(cls, Model) or cls in (Model, graph.keras.Sequential):
+        return Model
+    if cls.__module__.split(".", 1)[0] == graph.keras.__name__:
+        return Model
+    parameters = inspect.signature(cls).parameters.values()
+    names = [parameter.name for parameter in parameters]
+    functional = any(base.__name__ == "Functional" for base in cls.__mro__)
+    variadic = {parameter.kind for parameter in parameters} >= {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }
+    if functional and (names[:2] == ["inputs", "outputs"] or variadic):
+        return cls
+    overridden = [
+        name
+        for name in ("train_step", "test_step", "predict_step", "compute_loss")
+        if getattr(cls, name, None) is not getattr(Model, name, None)
+    ]
+    if overridden:
+        raise TfoptError(
+            f"The model's class overrides {overridden} and its constructor takes no "
+            "`inputs, outputs`, so a rewritten model would lose them. Let its "
+            "constructor take `(inputs, outputs, **kwargs)`, and make the model as "
+            "`cls(inputs, outputs)`. "
+            f"Received: {cls.__module__}.{cls.__name__}"
+        )
+    return Model
+
+
+def _first(thing: Any) -> Any:
+    return tf.nest.flatten(thing)[0]
