@@ -99,7 +99,7 @@ def of_batches(
         with tf.GradientTape() as tape:
             outputs = model(x, training=False)
             loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
-        found = tape.gradient(loss, [_tensor_of(w.variable) for w in watched])
+        found = tape.gradient(loss, [tensor_of(w.variable) for w in watched])
         for one, each in zip(watched, found, strict=True):
             if each is None:
                 raise no_gradient(one.name)
@@ -115,7 +115,7 @@ def no_gradient(name: str) -> TfoptError:
     )
 
 
-def _tensor_of(variable: Any) -> Any:
+def tensor_of(variable: Any) -> Any:
     """Returns the TensorFlow variable inside a Keras 3 variable."""
     return getattr(variable, "value", variable) if _is_keras3(variable) else variable
 
