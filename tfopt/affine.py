@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 INT8_MIN = -128
 INT8_MAX = 127
+INT16_MAX = 32767
 
 
 def symmetric_scale(
@@ -135,13 +136,27 @@ def fake_quantize_weights(
     *,
     bits: int = 8,
     channel_axes: tuple[int, ...] = (),
+    packed: bool = False,
 ) -> np.ndarray:
     """Returns weights as float32 after a round trip through `quantize_weights`.
+
+    Args:
+        weights: Float array of any shape.
+        bits: 2 to 8.
+        channel_axes: As in `symmetric_scale`.
+        packed: Even steps of `bits` bits, as in a tensor of that type, rather than
+            the int8 codes next to them.
 
     Example:
         >>> fake_quantize_weights([-1.27, 0.004, 0.011])
         array([-1.27,  0.  ,  0.01], dtype=float32)
+        >>> fake_quantize_weights([-7.0, 1.2, 3.0], bits=4, packed=True)
+        array([-7.,  1.,  3.], dtype=float32)
     """
+    if packed:
+        weights = _finite(weights, "weights")
+        scale = symmetric_scale(weights, channel_axes=channel_axes, bits=bits)
+        return np.rint(weights / scale) * scale
     codes, scale = quantize_weights(weights, bits=bits, channel_axes=channel_axes)
     return dequantize(codes, scale)
 

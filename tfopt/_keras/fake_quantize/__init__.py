@@ -6,6 +6,8 @@ that `.keras` files with them load once `tfopt.QuantizeAware` was imported
 
 * `ActivationRange` follows the range of a tensor and fake-quantizes it;
 * `FixedActivationRange` fake-quantizes with a range that is known;
+* `BatchNormalization` can freeze its statistics;
+* `Scheme` tells the converter what a finalized model was trained for;
 * `KeepFloat` keeps the TFLite converter from quantizing what comes before it;
 * `weighted[kind]`, a subclass of the Keras layer of that name, computes with
   fake-quantized weights while its variables stay float.
@@ -38,8 +40,10 @@ class Classes:
     """The layer classes of one Keras; `weighted` is by the name of the base class."""
 
     ActivationRange: type
+    BatchNormalization: type
     FixedActivationRange: type
     KeepFloat: type
+    Scheme: type
     weighted: Mapping[str, type]
 
 
@@ -51,21 +55,27 @@ def classes(keras: Any) -> Classes:
         made = type(name, bases, {"__module__": __name__, **members})
         return keras.saving.register_keras_serializable(_PACKAGE)(made)
 
+    layers = keras.layers
     return Classes(
-        ActivationRange=make(
-            "ActivationRange", _activations.ActivationRange, keras.layers.Layer
+        **{
+            name: make(name, getattr(_activations, name), layers.Layer)
+            for name in (
+                "ActivationRange",
+                "FixedActivationRange",
+                "KeepFloat",
+                "Scheme",
+            )
+        },
+        BatchNormalization=make(
+            "QuantizedBatchNormalization",
+            _activations.BatchNormalization,
+            layers.BatchNormalization,
         ),
-        FixedActivationRange=make(
-            "FixedActivationRange",
-            _activations.FixedActivationRange,
-            keras.layers.Layer,
-        ),
-        KeepFloat=make("KeepFloat", _activations.KeepFloat, keras.layers.Layer),
         weighted={
             kind: make(
                 f"Quantized{kind}",
                 _weights.QuantizedWeights,
-                base := getattr(keras.layers, kind),
+                base := getattr(layers, kind),
                 base_class=base,
                 **{name: _weights.FakeQuantizedWeight(name) for name in names},
             )

@@ -49,6 +49,7 @@ class QuantizedWeights:
     Args:
         weight_bits: 2 to 8; fewer than 8 are a coarser grid within int8.
         per_channel: Whether each output channel has its own scale.
+        packed: Whether `weight_bits` are stored as such, rather than within int8.
         fixed_weight_range: Largest absolute weight, once it is final. The weight then
             is marked by a FakeQuant op, which makes the TFLite converter use one scale
             for the tensor; without the op it uses one per channel.
@@ -62,12 +63,14 @@ class QuantizedWeights:
         *args: Any,
         weight_bits: int = 8,
         per_channel: bool = True,
+        packed: bool = False,
         fixed_weight_range: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weight_bits = weight_bits
         self.per_channel = per_channel
+        self.packed = packed
         self.fixed_weight_range = fixed_weight_range
 
     def call(self, inputs: Any) -> Any:
@@ -83,6 +86,7 @@ class QuantizedWeights:
             **super().get_config(),  # type: ignore[misc]
             "weight_bits": self.weight_bits,
             "per_channel": self.per_channel,
+            "packed": self.packed,
             "fixed_weight_range": self.fixed_weight_range,
         }
 
@@ -98,7 +102,7 @@ class QuantizedWeights:
                 narrow_range=True,
             )
         axes = self._channel_axes() if self.per_channel else ()
-        return fake_quantize_weights(weights, self.weight_bits, axes)
+        return fake_quantize_weights(weights, self.weight_bits, axes, self.packed)
 
     def _channel_axes(self) -> tuple[int, ...]:
         equation = getattr(self, "equation", "")
@@ -138,7 +142,7 @@ def has_channel_scales(layer: Any) -> bool:
 
 
 def fake_quantize_weights(
-    weights: tf.Tensor, bits: int, channel_axes: tuple[int, ...]
+    weights: tf.Tensor, bits: int, channel_axes: tuple[int, ...], packed: bool = False
 ) -> tf.Tensor:
     """`affine.fake_quantize_weights` in TensorFlow, with a straight-through gradient.
 
@@ -155,6 +159,7 @@ def fake_quantize_weights(
         scale = peaks / affine.INT8_MAX
         scale = tf.where(scale > 0, scale, tf.ones_like(scale))
         steps = tf.round(values / (scale * coarse))
-        return tf.round(steps * coarse) * scale
+        codes = steps * coarse
+        return (codes if packed else tf.round(codes)) * scale
 
     return round_trip(weights)

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tfopt import _keras
-from tfopt._keras import fake_quantize
+from tfopt._keras import fake_quantize, variables
 from tfopt._keras.flatten import Graph, flatten, to_model
 from tfopt.methods._base import Method
-from tfopt.methods.quantize_aware import _rewrite
+from tfopt.methods.quantize_aware import _arguments, _rewrite
 from tfopt.methods.quantize_aware._calibration import calibrate
 from tfopt.methods.quantize_aware._canonical import canonicalize
+from tfopt.methods.quantize_aware._lowering import lower
+from tfopt.methods.quantize_aware._phases import Phases
 from tfopt.methods.quantize_aware._placement import Plan, make_plan
+from tfopt.methods.quantize_aware._schemes import scheme_of, weights_alone
 from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
@@ -23,10 +26,10 @@ fake_quantize.classes(_keras.preferred())
 
 
 class QuantizeAware(Method):
-    """Trains a model with the rounding that int8 inference will have.
+    """Trains a model with the rounding that integer inference will have.
 
     `prepare` returns a new model in which weights and activations are rounded to
-    their int8 grids in the forward pass, while the gradient passes straight through
+    their integer grids in the forward pass, while the gradient passes straight through
     and the variables stay float. `finalize` returns a plain model with the rounded
     weights, whose activations have fixed ranges; `tfopt.convert(model,
     quantization="int8")` turns that into a `.tflite` file that computes the same,
@@ -42,22 +45,45 @@ class QuantizeAware(Method):
     `representative_dataset` they are known before the first step.
 
     Args:
+        scheme: What is quantized, and so the mode in which the result converts.
+            `"int8"`: weights and activations, for `quantization="int8"`.
+            `"int8_weights"`: weights alone, for `"dynamic"`; nothing but the weights
+            is rounded in training. `"int16x8"`: int8 weights and int16 activations,
+            symmetric, for `"int16x8"`: accuracy near float where int8 activations
+            cost too much, but LiteRT runs it by slow kernels, and not every operator.
         weight_bits: From 2 to 8. With fewer than 8, they take `2**weight_bits - 1`
             values out of the int8 grid. They are stored as int8 and run by the same
             int8 kernels: the file is no smaller and no faster, but it compresses
             better (gzip, or an application package).
-        activation_bits: Only 8: LiteRT has no kernels for fewer.
+        packed: Store weights of 4 bits as int4, two in a byte, where LiteRT's kernels
+            take them: Conv2D, DepthwiseConv2D and Dense. Only with `weight_bits=4`
+            and `scheme="int8"`.
+        activation_bits: 8, or 16, which is `scheme="int16x8"`. LiteRT has no kernels
+            for fewer.
         per_channel: Whether each output channel of a weight has a scale of its own.
             One scale per weight is for accelerators that need it; a layer followed
-            by BatchNormalization cannot have that.
-        range_tracking: `"ema"`: the range is a moving average of those of the
-            batches, for outputs of the model and inputs of softmax one that widens
-            at once. `"minmax"`: it only widens.
+            by BatchNormalization cannot have that, nor other schemes than `"int8"`.
+        range_tracking: How ranges follow those of the batches. `"ema"`: as a moving
+            average. `"minmax"`: they only widen. `"percentile"`: as a moving average
+            of ranges that leave out the outermost values. `"mse"`: as a moving
+            average of the ranges with the least quantization error. Except with
+            `"minmax"`, outputs of the model and inputs of softmax have a range that
+            widens at once, so that no class is cut off.
         ema_decay: Weight of the past in the moving average, per step.
+        percentile: With `"percentile"`, the percentage of a batch's values that must
+            not be above the range, and of those that must not be below it.
+        delay_steps: Activations are rounded only from this optimizer step on; before,
+            only their ranges are followed (Jacob et al., section 3.1).
+        freeze_batch_norm_after: From this optimizer step on, BatchNormalization uses
+            its moving statistics, as inference does, and they no longer change.
+        freeze_ranges_after: From this optimizer step on, ranges no longer change.
         include: Globs for names of layers such as `"encoder/conv*"`, or for leading
-            parts of them such as `"encoder"`; only what matches is quantized. What
-            fuses into a layer follows it. `None`: everything.
-        exclude: Globs of the layers that stay float, also in the `.tflite`.
+            parts of them such as `"encoder"`, or for classes such as `"Dense"`; only
+            what matches is quantized. What fuses into a layer follows it. `None`:
+            everything.
+        exclude: The same of the layers that stay float, also in the `.tflite`.
+        keep_float: The same as `exclude`, by the name that `tfopt.convert` uses; both
+            hold.
         representative_dataset: Typical inputs, which `prepare` runs to find ranges: an
             array of examples [n, ...]; or an iterable, or a function that returns
             one, of examples or batches, each an array, a tuple in the order of the
@@ -70,12 +96,12 @@ class QuantizeAware(Method):
     Attributes:
         report: After `prepare`: one dictionary per layer with its `name` and `path`
             (the names of the models it is in, and its own), its `kind`, its
-            `treatment` and, for float layers, the `reason`. Treatments are `"int8"`,
-            `"fused"` (into the layer before), `"same_scale"` (moves quantized
-            values), `"identity"` (gone in inference) and `"float"`.
+            `treatment` and, for float layers, the `reason`. Treatments are the scheme
+            such as `"int8"`, `"fused"` (into the layer before), `"same_scale"` (moves
+            quantized values), `"identity"` (gone in inference) and `"float"`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or doesn't go with another one.
 
     Example:
         >>> methods = [tfopt.QuantizeAware()]
@@ -93,30 +119,45 @@ class QuantizeAware(Method):
     def __init__(
         self,
         *,
+        scheme: Literal["int8", "int8_weights", "int16x8"] = "int8",
         weight_bits: int = 8,
+        packed: bool = False,
         activation_bits: int = 8,
         per_channel: bool = True,
-        range_tracking: Literal["ema", "minmax"] = "ema",
+        range_tracking: Literal["ema", "minmax", "percentile", "mse"] = "ema",
         ema_decay: float = 0.99,
+        percentile: float = 99.9,
+        delay_steps: int = 0,
+        freeze_batch_norm_after: int | None = None,
+        freeze_ranges_after: int | None = None,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        keep_float: str | Sequence[str] | None = None,
         representative_dataset: Any = None,
         calibration_examples: int = 256,
         strict: bool = False,
     ) -> None:
         super().__init__()
+        self.scheme = scheme
         self.weight_bits = weight_bits
+        self.packed = packed
         self.activation_bits = activation_bits
         self.per_channel = per_channel
         self.range_tracking = range_tracking
         self.ema_decay = ema_decay
+        self.percentile = percentile
+        self.delay_steps = delay_steps
+        self.freeze_batch_norm_after = freeze_batch_norm_after
+        self.freeze_ranges_after = freeze_ranges_after
         self.include = include
         self.exclude = exclude
+        self.keep_float = keep_float
         self.representative_dataset = representative_dataset
         self.calibration_examples = calibration_examples
         self.strict = strict
         self.report: list[dict[str, Any]] = []
-        self._check_arguments()
+        self._next_phase: int | None = None
+        _arguments.check(self)
 
     def prepare(self, model: Any) -> Any:
         """Returns a copy of a model that trains with int8 rounding.
@@ -144,21 +185,31 @@ class QuantizeAware(Method):
         canonicalize(graph)
         plan = make_plan(
             graph,
-            include=_patterns(self.include),
-            exclude=_patterns(self.exclude) or (),
+            include=_arguments.patterns(graph, self.include),
+            exclude=_arguments.patterns(graph, self.exclude, self.keep_float) or (),
         )
-        self.report = [entry.as_dict() for entry in plan.report]
+        scheme = scheme_of(self)
+        if scheme == "int8_weights":
+            plan = weights_alone(plan)
+        self.report = [entry.as_dict(scheme) for entry in plan.report]
         self._check_plan(graph, plan)
         _rewrite.insert_fake_quantization(
             graph,
             plan,
-            weight_bits=self.weight_bits,
-            per_channel=self.per_channel,
-            range_tracking=self.range_tracking,
-            ema_decay=self.ema_decay,
+            _rewrite.Numbers(
+                weight_bits=self.weight_bits,
+                packed=self.packed,
+                per_channel=self.per_channel,
+                activation_bits=16 if scheme == "int16x8" else 8,
+                range_tracking=self.range_tracking,
+                ema_decay=self.ema_decay,
+                percentile=self.percentile,
+                observing=self.delay_steps > 0,
+            ),
+            freezes_batch_norm=self.freeze_batch_norm_after is not None,
         )
         prepared = to_model(graph)
-        if self.representative_dataset is not None:
+        if self.representative_dataset is not None and plan.points:
             calibrate(
                 prepared,
                 self.representative_dataset,
@@ -186,50 +237,43 @@ class QuantizeAware(Method):
                 "the model that `prepare` returned, after training. "
                 f"Received: model={model.name!r}"
             )
+        weighted = _rewrite.weighted_layers(graph)
         _rewrite.bake(graph)
+        lower(graph, weighted)
         return to_model(graph)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Checks that the model in training is a prepared one.
+        """Checks that the model in training is a prepared one; enters its phase.
 
         Raises:
             TfoptError: It isn't, so training would not be quantization-aware.
         """
-        cls = fake_quantize.classes(_keras.module_of(self.model)).ActivationRange
-        if not any(isinstance(layer, cls) for layer in _keras.leaf_layers(self.model)):
+        classes = fake_quantize.classes(_keras.module_of(self.model))
+        ours = (classes.ActivationRange, *classes.weighted.values())
+        if not any(isinstance(layer, ours) for layer in _keras.leaf_layers(self.model)):
             raise TfoptError(
                 "QuantizeAware is among the callbacks, but the model is not prepared. "
                 "Train the model that `tfopt.prepare(model, methods)` returns. "
                 f"Received: model={self.model.name!r}"
             )
+        self._enter_phase()
 
-    def _check_arguments(self) -> None:
-        bits, examples = self.weight_bits, self.calibration_examples
-        checks = {
-            "weight_bits": (
-                isinstance(bits, int) and 2 <= bits <= 8,
-                "an integer from 2 to 8",
-            ),
-            "activation_bits": (
-                self.activation_bits == 8,
-                "8, as LiteRT's integer kernels take int8 activations",
-            ),
-            "range_tracking": (
-                self.range_tracking in ("ema", "minmax"),
-                "'ema' or 'minmax'",
-            ),
-            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
-            "calibration_examples": (
-                isinstance(examples, int) and examples >= 1,
-                "an integer of at least 1",
-            ),
-        }
-        for name, (is_good, expected) in checks.items():
-            if not is_good:
-                raise ValueError(
-                    f"`{name}` must be {expected}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Enters the next phase when it is due."""
+        if self._next_phase is None:
+            return
+        if variables.iterations(self.model) >= self._next_phase:
+            self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        phases = Phases(
+            delay_steps=self.delay_steps,
+            freeze_batch_norm_after=self.freeze_batch_norm_after,
+            freeze_ranges_after=self.freeze_ranges_after,
+        )
+        step = variables.iterations(self.model)
+        phases.enter(self.model, step)
+        self._next_phase = phases.following(step)
 
     def _check_plan(self, graph: Graph, plan: Plan) -> None:
         left = [entry for entry in plan.report if entry.is_left_over]
@@ -258,9 +302,3 @@ class QuantizeAware(Method):
             )
         for entry in left:
             _log.warning("QuantizeAware leaves a layer float: %s", entry)
-
-
-def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if patterns is None:
-        return None
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

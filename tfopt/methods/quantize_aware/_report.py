@@ -26,9 +26,11 @@ class LayerReport:
     reason: str = ""
     is_left_over: bool = False
 
-    def as_dict(self) -> dict[str, str]:
-        """Returns what users see."""
+    def as_dict(self, scheme: str = "int8") -> dict[str, str]:
+        """Returns what users see, where layers compute in the integers of a scheme."""
         shown = dataclasses.asdict(self)
+        if self.treatment == "int8":
+            shown["treatment"] = scheme
         del shown["is_left_over"]
         return shown
 
