@@ -84,10 +84,11 @@ RULES = {
         "numpy",
         "rich",
         "types artifacts data report runner analysis training methods conversion"
-        " tfmot _keras _child",
+        " tfmot _keras _child lifting",
     ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
-    "training": Rule("", "", "types _keras methods"),
+    "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),
+    "training": Rule("", "", "types _keras lifting methods"),
     "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
     "inspection": Rule(
         "numpy",

@@ -48,6 +48,7 @@ _PUBLIC = {
     "freeze": "freezing",
     "inspect": "inspection",
     "interleave": "benchmark",
+    "lift": "lifting",
     "load_data": "data",
     "measure_costs": "grappler",
     "pack": "packing",

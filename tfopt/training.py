@@ -17,7 +17,9 @@ def prepare(model: Any, methods: Sequence[Method]) -> Any:
     right.
 
     Args:
-        model: Built model of Keras 3 or tf_keras. It is not changed.
+        model: Built model of Keras 3 or tf_keras. It is not changed. Or the path of
+            a `.keras` or `.h5` file; or a SavedModel, as a directory or as
+            `tf.saved_model.load` returns it, of which `tfopt.lift` makes a Keras model.
         methods: Methods to train with, such as `[tfopt.QuantizeAware(),
             tfopt.Prune(final_sparsity=0.8)]`; pass the same list to `fit` and to
             `finalize`.
@@ -27,8 +29,8 @@ def prepare(model: Any, methods: Sequence[Method]) -> Any:
 
     Raises:
         ValueError: `methods` is not a list of distinct methods.
-        TfoptError: The model cannot be copied, or a method refuses it; the message
-            names the method.
+        TfoptError: The model cannot be read, lifted or copied, or a method refuses
+            it; the message names the method.
 
     Example:
         >>> methods = [tfopt.QuantizeAware()]
@@ -38,7 +40,12 @@ def prepare(model: Any, methods: Sequence[Method]) -> Any:
         >>> student = tfopt.finalize(student, methods)
     """
     _check_methods(methods)
-    prepared = _keras.clone(model)
+    if _keras.is_model(model):
+        prepared = _keras.clone(model)
+    else:
+        from tfopt import lifting
+
+        prepared = lifting.open_model(model)
     for method in methods:
         prepared = _apply(method, "prepare", prepared)
     return prepared

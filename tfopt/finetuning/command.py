@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import _keras, data, finetuning, methods
+from tfopt import data, finetuning, methods
 from tfopt.finetuning import FinetuneResult
 from tfopt.methods._base import Method
 from tfopt.types import UsageError
@@ -42,7 +42,8 @@ def finetune_model(
     """Trains a model file with training-time methods.
 
     Args:
-        model: The .keras or .h5 file to start from.
+        model: The .keras or .h5 file to start from, or a SavedModel directory, of
+            which a Keras model is made.
         data: FILE.npz with x_train, y_train, x_test, y_test, or module:function.
         output_dir: Folder for model.keras, report.json and, with quantization,
             model.tflite.
@@ -91,9 +92,11 @@ def finetune_model(
         files = {"model": model, "data": data, "output_dir": output_dir}
         more = {"methods": methods, "method_options": options, "scale": input_scale}
         return ToldResult(**_tfmot.call({**files, **more, "training": given}))
+    from tfopt import lifting
+
     examples = _load(data, input_scale)
     made = [_make(name, options.get(name, {}), examples) for name in methods]
-    loaded = _keras.load(model)
+    loaded = lifting.open_model(model)
     return finetuning.finetune(loaded, examples, output_dir, methods=made, **given)
 
 

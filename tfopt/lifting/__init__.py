@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +12,39 @@ from tfopt import _keras
 from tfopt._keras.flatten import to_model
 from tfopt.lifting import _assembling, _checking, _covering, _opening
 from tfopt.lifting._covering import Raw
+from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
+
+
+def open_model(source: Any) -> Any:
+    """Returns the Keras model that a model is, or is lifted to.
+
+    Args:
+        source: A Keras model, which is returned as it is; the path of a `.keras` or
+            `.h5` file; or the path of a SavedModel directory, or what
+            `tf.saved_model.load` returns, which `lift` makes a Keras model.
+
+    Raises:
+        TfoptError: It is none of these, or cannot be read or lifted.
+    """
+    if _keras.is_model(source):
+        return source
+    if isinstance(source, (str, os.PathLike)) and not pathlib.Path(source).is_dir():
+        if pathlib.Path(source).suffix in (".pb", ".pbtxt"):
+            raise TfoptError(
+                "A frozen graph doesn't say what its inputs and outputs are. Expected "
+                "`tfopt.lift(path, inputs=[...], outputs=[...])`, and then the model "
+                f"that it returns. Received: model={os.fspath(source)!r}"
+            )
+        return _keras.load(source)
+    if isinstance(source, (str, os.PathLike)) or hasattr(source, "signatures"):
+        return lift(source)
+    raise TfoptError(
+        "Expected a Keras model of Keras 3 or tf_keras, the path of a .keras or .h5 "
+        "file, or a SavedModel: its directory or what `tf.saved_model.load` returns. "
+        f"Received: {type(source).__module__}.{type(source).__name__}"
+    )
 
 
 def lift(

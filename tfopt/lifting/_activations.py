@@ -39,9 +39,7 @@ def named(network: Network, operation: tf.Operation) -> Match:
 def relu(network: Network, operation: tf.Operation) -> Match:
     """Relu and Relu6."""
     limit = 6.0 if operation.type == "Relu6" else None
-    return one_layer(
-        operation, network.operands(operation), "ReLU", max_value=limit
-    )
+    return one_layer(operation, network.operands(operation), "ReLU", max_value=limit)
 
 
 def leaky_relu(network: Network, operation: tf.Operation) -> Match:

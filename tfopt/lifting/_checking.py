@@ -88,7 +88,10 @@ def _first_difference(
         if difference is not None:
             producer = assembled.values[name].producer
             layer = producer.layer.name if producer else name
-            return f"the first tensor that differs is {name!r}, of the layer {layer!r}: {difference}"
+            return (
+                f"the first tensor that differs is {name!r}, of the layer {layer!r}: "
+                f"{difference}"
+            )
     return "each layer is right on its own"
 
 
@@ -140,11 +143,12 @@ def _random(network: Network) -> dict[str, np.ndarray]:
         sizes = tensor.shape.as_list()
         shape = [_BATCH_SIZE if sizes[0] is None else sizes[0]]
         shape += [_FREE_SIZE if size is None else size for size in sizes[1:]]
-        if tensor.dtype.is_floating:
-            array = generator.normal(size=shape)
-        else:
-            # What is small enough for most tables.
-            array = generator.integers(0, 2, size=shape)
+        # Whole numbers so small that most tables have such a row.
+        array: np.ndarray = (
+            generator.normal(size=shape)
+            if tensor.dtype.is_floating
+            else generator.integers(0, 2, size=shape)
+        )
         arrays[name] = array.astype(tensor.dtype.as_numpy_dtype)
     return arrays
 

@@ -112,12 +112,13 @@ def split_constant(
         one's position.
     """
     operands = network.operands(operation)
+    if len(operands) != 2:
+        return None
     constant = [network.is_constant(tensor) for tensor in operands]
     if sum(constant) != 1:
         return None
     position = constant.index(True)
-    value = network.value(operands[position])
-    assert value is not None
+    value = np.asarray(network.value(operands[position]))
     return operands[1 - position], value, position
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tfopt.lifting._covering import Item, Raw
 from tfopt.lifting._match import Match, Step
+
+# Scopes that TensorFlow's own functions open inside that of a layer.
+_INNER = ("/batchnorm", "/Gelu", "/Tensordot", "/moments")
 
 
 class Names:
@@ -28,6 +32,7 @@ class Names:
         paths = [path for item in items for path in _paths(item)]
         self._skip = _common_scope(paths)
         self._scopes: dict[int, str] = {}
+        self._parents = Counter(os.path.dirname(_paths(item)[0]) for item in items)
         weighted = [item for item in items if _is_weighted(item)]
         others = [item for item in items if not _is_weighted(item)]
         for item in [*weighted, *others]:
@@ -52,8 +57,15 @@ class Names:
     def _choose(self, item: Item) -> str:
         paths = _paths(item)
         scope = self._short(os.path.commonpath(paths) if len(paths) > 1 else paths[0])
-        parent = self._short(os.path.dirname(paths[0])) if len(paths) == 1 else scope
+        for inner in _INNER:
+            scope = scope.removesuffix(inner)
         own = self._short(paths[0])
+        parent = scope
+        if len(paths) == 1:
+            folder = os.path.dirname(paths[0])
+            # A scope is the name of a layer if that is all it holds, or has weights.
+            is_layer = _is_weighted(item) or self._parents[folder] == 1
+            parent = self._short(folder) if is_layer else own
         for name in (_valid(parent), _valid(scope)):
             if name and name not in self._taken:
                 return self.unique(name)

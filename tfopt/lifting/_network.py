@@ -224,4 +224,3 @@ def _problem(operation: tf.Operation, is_dynamic: bool) -> str:
 def _is_stateful(operation: tf.Operation) -> bool:
     definition = operation.op_def
     return definition.is_stateful and operation.type not in ("Placeholder", "Assert")
-

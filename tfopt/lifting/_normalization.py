@@ -360,7 +360,9 @@ def _layer_norm(
     if not network.is_trainable(tensors):
         config["trainable"] = False
     step = Step(
-        "LayerNormalization", config, [vector for vector in vectors if vector is not None]
+        "LayerNormalization",
+        config,
+        [vector for vector in vectors if vector is not None],
     )
     step.origin = network.leaves(tensors)
     return Match(operations, [value], [step])

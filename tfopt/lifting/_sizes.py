@@ -42,7 +42,11 @@ def _shape(operation: tf.Operation) -> Sizes | None:
 def _strided_slice(operation: tf.Operation) -> Sizes | None:
     whole = sizes(operation.inputs[0])
     bounds = [tf.get_static_value(tensor) for tensor in operation.inputs[1:]]
-    if whole is None or whole.ndim != 1 or any(x is None or x.size != 1 for x in bounds):
+    if (
+        whole is None
+        or whole.ndim != 1
+        or any(x is None or x.size != 1 for x in bounds)
+    ):
         return None
     names = ("ellipsis_mask", "new_axis_mask", "begin_mask", "end_mask")
     ellipsis, new_axis, no_begin, no_end = map(operation.get_attr, names)
