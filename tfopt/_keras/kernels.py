@@ -96,6 +96,15 @@ def einsum_letters(equation: str) -> tuple[str, str, str]:
     return given, kernel, output
 
 
+def filled_equation(equation: str, rank: int) -> str:
+    """Returns an equation with letters for what "..." stands for in an input."""
+    plain = equation.replace(" ", "")
+    given = plain.replace("...", "").split(",")[0]
+    letters = (chr(code) for code in range(ord("A"), ord("Z") + 1))
+    unused = [letter for letter in letters if letter not in plain]
+    return plain.replace("...", "".join(unused[: rank - len(given)]))
+
+
 def einsum_axes(
     equation: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -83,7 +83,10 @@ class _Planner:
                     point.range, follows=False, is_average=True
                 )
         share_with_concatenations(
-            self._points, self._calls_where("one_scale"), self._source
+            self._points,
+            self._calls_where("one_scale"),
+            self._source,
+            selected={call.output for call in self._calls_where("selects")},
         )
         return Plan(
             points=self._points,
@@ -112,10 +115,8 @@ class _Planner:
                 )
                 return
         if rule.role == "batch_norm":
-            self._rules[call] = Unsupported(
-                "BatchNormalization folds only into a Conv2D, DepthwiseConv2D or Dense "
-                "directly before it that feeds nothing else"
-            )
+            # Nothing before it can absorb it, so it is a kernel of its own.
+            rule = self._rules[call] = Rule("compute", fuses=("relu",))
         if rule.role not in ("compute", "relu"):
             return
         for value in call.inputs:
@@ -128,7 +129,7 @@ class _Planner:
         end, nonnegative = self._fuse(call, rule)
         made = self._new_range(end)
         made.fixed = rule.output_range
-        made.nonnegative = nonnegative or rule.role == "relu"
+        made.nonnegative = nonnegative or (rule.role == "relu" and not rule.signed)
         self._points[end] = Point(made)
 
     def _new_range(self, value: Value) -> Range:
@@ -139,7 +140,7 @@ class _Planner:
         """Returns the last tensor of what runs as one kernel; whether ReLU makes it."""
         end = value = call.output
         fuses = list(rule.fuses)
-        last = ""
+        nonnegative = False
         while fuses and value not in self._outputs:
             consumers = self._consumers.get(value, [])
             if len(consumers) != 1 or len(consumers[0].outputs) != 1:
@@ -151,10 +152,11 @@ class _Planner:
             if following.role in fuses:
                 del fuses[: fuses.index(following.role) + 1]
                 self._fused.add(consumers[0])
-                end, last = value, following.role
+                end = value
+                nonnegative = following.role == "relu" and not following.signed
             elif following.role != "identity":
                 break
-        return end, last == "relu"
+        return end, nonnegative
 
     def _source(self, value: Value) -> Value:
         """Returns the tensor whose range holds for `value` too."""

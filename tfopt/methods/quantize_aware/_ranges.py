@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from tfopt._keras.flatten import Call, Value
 
@@ -47,18 +47,22 @@ def share_with_concatenations(
     points: dict[Value, Point],
     concatenations: Iterable[Call],
     source: Callable[[Value], Value],
+    *,
+    selected: Collection[Value] = (),
 ) -> None:
     """Gives the inputs and the output of each concatenation one range, in place.
 
     LiteRT's int8 CONCATENATION copies codes, so they have one scale; with several,
     each input would be rounded twice. The range follows the output of the last
-    concatenation in a chain, which holds all the values. Ranges that a kernel fixes
-    are left alone.
+    concatenation in a chain, which holds all the values. MAXIMUM and MINIMUM have one
+    scale too; their range follows all the tensors. Ranges that a kernel fixes are left
+    alone.
 
     Args:
         points: The fake-quantized tensors.
-        concatenations: Calls of Concatenate that are quantized.
+        concatenations: Calls of Concatenate, Maximum and Minimum that are quantized.
         source: Finds the tensor whose range holds for a tensor.
+        selected: The outputs of Maximum and Minimum, which do not hold all values.
     """
     joined = _Joined()
     inside: set[Value] = set()
@@ -83,6 +87,8 @@ def share_with_concatenations(
     for group in joined.groups():
         members = [value for value, point in points.items() if point.range in group]
         last = [value for value in members if value in outputs - inside]
+        if any(value in selected for value in members):
+            last = members
         shared = points[last[-1]].range
         shared.nonnegative = all(nonnegative.get(x, True) for x in group)
         # A mean over tensors that are seen in turn would be the range of none.

@@ -147,13 +147,7 @@ def _fixed_range(limits: tuple[float, float], bits: int) -> tuple[float, float]:
 
 def is_prepared(graph: Graph) -> bool:
     """Returns whether a graph holds fake-quantization for training."""
-    return bool(_range_layers(graph) or _weighted_layers(graph))
-
-
-def weighted_layers(graph: Graph) -> frozenset[LayerSpec]:
-    """Returns the layers of a prepared graph that compute with rounded weights."""
-    classes = frozenset(fake_quantize.classes(graph.keras).weighted.values())
-    return frozenset(spec for spec in graph.layers() if spec.cls in classes)
+    return bool(_range_layers(graph) or weighted_layers(graph))
 
 
 def bake(graph: Graph) -> None:
@@ -174,7 +168,7 @@ def bake(graph: Graph) -> None:
             "calibrated after `prepare`: fit it, or give `QuantizeAware` a "
             f"`representative_dataset`. Received: model={graph.name!r}"
         )
-    weighted = _weighted_layers(graph)
+    weighted = weighted_layers(graph)
     if not ranges:
         _mark(graph, "int8_weights")
     elif any(spec.config["packed"] for spec in weighted):
@@ -212,7 +206,8 @@ def _mark(graph: Graph, scheme: str) -> None:
     graph.calls.insert(0, call)
 
 
-def _weighted_layers(graph: Graph) -> list[LayerSpec]:
+def weighted_layers(graph: Graph) -> list[LayerSpec]:
+    """Returns the layers of a prepared graph that compute with rounded weights."""
     classes = frozenset(fake_quantize.classes(graph.keras).weighted.values())
     # A finalized one has a fixed range.
     return [
