@@ -45,8 +45,13 @@ RULES = {
     "packing": Rule("", "zstandard", "types artifacts"),
     "masks": Rule("numpy", "", "types"),
     "affine": Rule("numpy", "", "types"),
-    "runner": Rule("numpy ai_edge_litert", "", "types tflite_file"),
-    "benchmark": Rule("numpy", "", "types artifacts runner"),
+    "runner": Rule("numpy ai_edge_litert", "rich", "types artifacts tflite_file"),
+    "benchmark": Rule(
+        "numpy",
+        "tensorflow",
+        "types artifacts tflite_file runner data report _keras savedmodel",
+    ),
+    "comparison": Rule("numpy", "", "types artifacts data benchmark report"),
     "tflite_file": Rule("numpy flatbuffers ai_edge_litert", "", "types affine"),
     "sparse_inference": Rule("numpy", "", "types tflite_file"),
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
@@ -95,7 +100,16 @@ RULES = {
         "tensorflow",
         "types artifacts report tflite_file savedmodel freezing _keras",
     ),
-    "analysis": Rule("numpy", "tensorflow", "types artifacts tflite_file _keras"),
+    "analysis": Rule(
+        "numpy",
+        "tensorflow",
+        "types artifacts tflite_file _keras pruning quantization",
+    ),
+    "quantization": Rule(
+        "numpy",
+        "matplotlib",
+        "types artifacts affine report tflite_file conversion _keras",
+    ),
     "tfmot": Rule(
         "",
         "tensorflow tf_keras tensorflow_model_optimization",

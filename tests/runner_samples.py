@@ -146,6 +146,63 @@ def integers(dtype):
 
 
 @functools.cache
+def integers16():
+    """The same with int16 inputs and outputs and int8 weights."""
+    data = np.random.default_rng(1).normal(size=(50, 4, 8)).astype(np.float32)
+
+    def setting(converter):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([batch] for batch in data)
+        kernels = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [
+            kernels.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
+        converter.inference_input_type = converter.inference_output_type = tf.int16
+
+    return convert(
+        lambda x: tf.nn.relu(tf.matmul(x, WEIGHTS)), spec(None, 8), setting=setting
+    )
+
+
+@functools.cache
+def remainder():
+    """x int32 [?], y int32 [?] -> x % y; the smallest x and -1 crash the process."""
+    integers = [spec(None, dtype=tf.int32, name=name) for name in "xy"]
+    return convert(lambda x, y: x % y, *integers)
+
+
+@functools.cache
+def crashing():
+    """A complete file that crashes the process that loads it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = convert(lambda x: tf.split(x, 2, 1), spec(1, 8))
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+    for operator in model.subgraphs[0].operators:
+        operator.builtinOptions.numSplits = 0
+    return pack(model)
+
+
+@functools.cache
+def endless():
+    """x float32 [1] -> x, squared until it is below 0.5: that of 1 never is."""
+
+    def square(x):
+        return tf.while_loop(lambda x: x[0] >= 0.5, lambda x: (x * x,), (x,))
+
+    return convert(square, spec(1))
+
+
+def pack(model):
+    """Returns the content of a model in form of objects."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@functools.cache
 def determinant(kind):
     """A model with an operator that the interpreter lacks: "flex" or "custom"."""
 

@@ -342,11 +342,7 @@ def test_variable_tensors_are_state():
     assert read_model_file(bytes(content)).state is None
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     model.subgraphs[0].tensors[1].isVariable = True
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    assert "variable tensor" in read_model_file(bytes(builder.Output())).state
+    assert "variable tensor" in read_model_file(samples.pack(model)).state
 
 
 # What is refused

@@ -1,9 +1,9 @@
 """Runner: ordered, multithreaded LiteRT inference on NumPy arrays, without TensorFlow.
 
 How it is built: `_model_file` reads what the file declares, `_layout` finds out how
-the model treats its batch axis, `_inputs` checks what the caller hands over, `_engine`
-is one interpreter, `_job` one request cut into pieces, and `_pool` the threads that
-work on them.
+the model treats its batch axis, `_planning` how many workers pay, `_inputs` checks what
+the caller hands over, `_engine` is one interpreter (`_isolation`: in a process of its
+own), `_job` one request cut into pieces, and `_pool` the threads that work on them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import collections
 import concurrent.futures
 import functools
 import logging
-import operator
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from tfopt.runner import _inputs
-from tfopt.runner._engine import explain, open_engine
+from tfopt.runner import _inputs, _memory, _options, _planning
+from tfopt.runner._engine import Engine, explain
 from tfopt.runner._job import Job
-from tfopt.runner._layout import Layout, find_layout, has_open_axes
+from tfopt.runner._layout import find_layout, has_open_axes
 from tfopt.runner._model_file import read_model_file
+from tfopt.runner._opening import Opener
 from tfopt.runner._pool import Pool
 from tfopt.runner._request import Request
-from tfopt.runner._tuning import auto_batch_rows, available_cores
+from tfopt.runner._tuning import auto_batch_rows
 from tfopt.types import Artifact, Signature, TfoptError
 
 __all__ = ["Runner"]
@@ -39,9 +39,10 @@ class Runner:
     """Runs a `.tflite` model on NumPy arrays with several threads.
 
     Rows are cut into batches that keep the activations inside the cache, spread over
-    worker threads (one interpreter each) and put together again in order. For any
-    number of workers the results are equal to the last bit. Rows must not depend on
-    each other; for a model that mixes the rows of a batch use `batch_size=None`.
+    worker threads (one interpreter each) and put together again in order. With the
+    same `batch_size`, results are equal to the last bit for any number of workers.
+    Rows must not depend on each other; for a model that mixes the rows of a batch use
+    `batch_size=None`.
 
     * **Inputs**: one array for a model with one input; otherwise a mapping from
       input name to array, or a list or tuple in the order of `signature.inputs`.
@@ -58,8 +59,13 @@ class Runner:
       copies of its last row, which are cut off again. A model whose outputs don't
       have one row per input row is run on its inputs as they are, in one invocation.
     * **State**: a model with variables (or an LSTM fused into one operator) remembers
-      its last invocation. It gets one worker, each `run` is one invocation, and
-      `reset_state()` starts over. Check `is_stateful`.
+      its last invocation. One Runner is one stream: it gets one worker, each `run` is
+      one invocation in the order of the calls, and `reset_state()` starts over, as
+      does a failed run. Open a Runner for each stream. Check `is_stateful`.
+    * **Automatic choices**: what is "auto" is measured when the model is opened, in
+      0.3 s at most and within a process only once; the log (INFO) and `plan` say what
+      came out. Models whose input sizes are open, and those run as a whole, get a
+      worker for each core.
 
     A Runner may be used from several threads at once; they share the workers fairly.
     Close it, or use it as a context manager. After `fork` open a new one.
@@ -68,11 +74,12 @@ class Runner:
         model: Path of a `.tflite` file, its `Artifact`, or its content as bytes. A
             path is memory-mapped and costs less memory than bytes.
         num_workers: Interpreters that work in parallel. Each keeps its own packed
-            copy of the weights. "auto": the available cores / `num_threads`.
-        num_threads: Threads inside of each interpreter. "auto": 1, which gives the
-            most rows per second; more helps single requests to large models only.
+            copy of the weights, and "auto" stays within `max_memory`.
+        num_threads: Threads inside of each interpreter. "auto": mostly 1, which gives
+            the most rows per second. Workers x threads never exceed the cores where
+            one of them is "auto".
         batch_size: Rows of one invocation. "auto": as many as keep the activations
-            inside the L2 cache, within 8 and 128. None: never cut.
+            inside the L2 cache, or half or twice that. None: never cut.
         signature_key: Which signature to run. None: "serving_default", or the only
             one.
         quantized_io: How quantized integer tensors are handed over. "auto": floats in
@@ -82,11 +89,23 @@ class Runner:
             was measured to be faster on this machine and found to give the same
             bytes; see `specialized`. It adds some 10 to 100 ms to opening a model
             that has one, and nothing to others.
+        isolate: Run each interpreter in a process of its own: a model that crashes
+            its interpreter is an error of that batch, and the next one gets a new
+            process. It takes about 0.2 s and 24 MB for each worker, and some 50 µs
+            for each invocation. It protects from crashes, not from malice.
+        timeout_s: With `isolate`, the seconds that loading or one invocation may take
+            before its process is ended. None: no limit.
+        max_memory: Bytes that the packed weights and activations of all workers may
+            take, as estimated. None: "auto" workers take half of the free memory at
+            most.
+        tuning_cache: JSON file that keeps measured choices, by model content,
+            machine and library version. It is made when it isn't there.
 
     Raises:
         ValueError: An option or the signature key is not possible for this model.
         TfoptError: The file can't be read, is damaged, or the interpreter cannot run
-            it, for example for an operator that it lacks.
+            it, for example for an operator that it lacks, or (with `isolate`) as it
+            crashes.
 
     Example:
         >>> with tfopt.Runner("model.tflite") as runner:
@@ -106,37 +125,63 @@ class Runner:
         signature_key: str | None = None,
         quantized_io: Literal["auto", "float", "raw"] = "auto",
         specialize: bool = True,
+        isolate: bool = False,
+        timeout_s: float | None = None,
+        max_memory: int | None = None,
+        tuning_cache: str | os.PathLike[str] | None = None,
     ):
-        self._source = _as_source(model)
+        self._source = _options.as_source(model)
         self._file = read_model_file(self._source)
         self._entry = self._file.entry(signature_key)
-        self._batch_size = (
-            None if batch_size is None else _count("batch_size", batch_size)
-        )
-        if quantized_io not in ("auto", "float", "raw"):
-            raise ValueError(
-                'Unknown way to hand over integers. Expected "auto", "float" or '
-                f'"raw". Received: quantized_io={quantized_io!r}'
-            )
-        self._quantized_io = quantized_io
-        threads = _count("num_threads", num_threads)
-        self._num_threads = 1 if threads == "auto" else threads
-        self._num_workers = self._choose_workers(_count("num_workers", num_workers))
-        self._specialized: tuple[str, ...] = ()
-        self._open_engine = functools.partial(
-            open_engine,
-            self._specialize() if specialize else self._source,
-            num_threads=self._num_threads,
-            entry=self._entry,
+        self._options = _options.check(
+            isolate=isolate,
             file=self._file,
+            num_workers=num_workers,
+            num_threads=num_threads,
+            batch_size=batch_size,
+            quantized_io=quantized_io,
+            max_memory=max_memory,
+            timeout_s=timeout_s,
+            tuning_cache=tuning_cache,
         )
-        self._pid = os.getpid()
-        self._pool = Pool(self._open_engine, self._num_workers)
-        self._finalizer = weakref.finalize(self, _close, self._pool, self._pid)
-        self._layout: Layout | None = None
+        each = _memory.worker_bytes(
+            self._file, self._entry, self._options.batch_size, isolate=isolate
+        )
+        self._limit = _memory.most_workers(
+            self._options.num_workers, self._options.max_memory, each
+        )
+        self._plan = _planning.by_rule(
+            self._options, self._limit, has_state=self.is_stateful
+        )
+        self._layout: Any = None  # a `Layout`, once it is known
         self._layout_lock = threading.Lock()
-        if not has_open_axes(self._entry):
-            self._find_layout(self._entry.input_shapes)
+        self._pid = os.getpid()
+        self._opener = Opener(
+            self._source,
+            self._file,
+            self._entry,
+            isolate=isolate,
+            timeout_s=self._options.timeout_s,
+        )
+        try:
+            self._specialized: tuple[str, ...] = ()
+            if specialize:
+                self._specialized = self._opener.specialize(self._options.batch_size)
+            engines = self._prepare()
+        except BaseException:
+            self._opener.close()
+            raise
+        self._open_engine = functools.partial(self._opener.open, self.num_threads)
+        self._pool = Pool(
+            self._open_engine,
+            self.num_workers,
+            self._opener.close if isolate else None,
+        )
+        for engine in engines:
+            self._pool.adopt(engine)
+        self._finalizer = weakref.finalize(
+            self, _close, self._pool, self._opener, self._pid
+        )
         _logger.debug("opened %r", self)
 
     @property
@@ -163,14 +208,19 @@ class Runner:
         return self._specialized
 
     @property
+    def plan(self) -> str:
+        """Workers, threads and rows, whether they were measured, and the figures."""
+        return str(self._plan)
+
+    @property
     def num_workers(self) -> int:
         """Interpreters that may work in parallel."""
-        return self._num_workers
+        return self._plan.num_workers
 
     @property
     def num_threads(self) -> int:
         """Threads inside of each interpreter."""
-        return self._num_threads
+        return self._plan.num_threads
 
     @property
     def batch_size(self) -> int | None:
@@ -179,9 +229,11 @@ class Runner:
             return None
         if self._layout is not None and self._layout.mode == "fixed":
             return self._layout.rows
-        if self._batch_size == "auto":
-            return auto_batch_rows(self._entry.activation_bytes)
-        return self._batch_size
+        chosen = self._options.batch_size
+        if isinstance(chosen, str):
+            rule = auto_batch_rows(self._entry.activation_bytes)
+            return self._plan.batch_rows or rule
+        return chosen
 
     def run(self, inputs: Any) -> Any:
         """Runs any number of rows; blocks until all are done.
@@ -258,9 +310,9 @@ class Runner:
             >>> len(digits), digits[0].shape
             (4, (16,))
         """
-        limit = _LOOK_AHEAD * self._num_workers
+        limit = _LOOK_AHEAD * self.num_workers
         if look_ahead is not None:
-            limit = _count("look_ahead", look_ahead, automatic=False)
+            limit = _options.count("look_ahead", look_ahead, automatic=False)
         self._check_usable()
         return self._map(iter(batches), limit)
 
@@ -353,61 +405,61 @@ class Runner:
 
     def _request(self, inputs: Any) -> Request:
         signature = self.signature
+        quantized_io = self._options.quantized_io
         arrays = [
-            _inputs.check(info, value, floats=self._quantized_io != "raw")
+            _inputs.check(info, value, floats=quantized_io != "raw")
             for info, value in zip(
                 signature.inputs, _inputs.arrange(signature, inputs), strict=True
             )
         ]
-        layout = self._layout or self._find_layout([array.shape for array in arrays])
+        if self._layout is None:
+            with self._layout_lock:
+                if self._layout is None:
+                    engine = self._find_layout([array.shape for array in arrays])
+                    self._pool.adopt(engine)
         return Request(
             self._entry,
-            layout,
+            self._layout,
             arrays,
-            quantized_io=self._quantized_io,
-            batch=self._batch_size,
+            quantized_io=quantized_io,
+            batch=self._options.batch_size,
+            auto_rows=self._plan.batch_rows,
         )
 
-    def _find_layout(self, shapes: Sequence[tuple[int, ...]]) -> Layout:
-        with self._layout_lock:
-            if self._layout is None:
-                try:
-                    layout, engine = find_layout(
-                        self._entry, shapes, self._open_engine, self._file.state
-                    )
-                except (RuntimeError, ValueError) as error:
-                    raise explain(self._source, self._file, error) from error
-                self._layout = layout.with_batch(self._batch_size, self._entry)
-                self._pool.adopt(engine)
-            return self._layout
+    def _prepare(self) -> list[Engine]:
+        """Finds layout and plan as far as the file tells; returns engines for it."""
+        if has_open_axes(self._entry):
+            return []
+        engine = self._find_layout(self._entry.input_shapes)
+        if not _planning.is_measurable(self._plan, self._options, self._layout):
+            return [engine]
+        from tfopt.runner import _plan_cache  # what is chosen needs none
 
-    def _specialize(self) -> str | bytes:
-        """Returns what to load: the model, or a faster equal of it."""
-        if not self._file.has_narrow_convolution:
-            return self._source
-        from tfopt.runner import _specialize  # takes 20 ms, which few models need
+        self._plan, engines = _plan_cache.measure_once(
+            self._plan,
+            self._options,
+            self._entry,
+            self._layout,
+            self._opener,
+            self._limit,
+            engine,
+        )
+        return engines
 
-        rows = self._batch_size
-        if not isinstance(rows, int):
-            rows = auto_batch_rows(self._entry.activation_bytes)
-        found = _specialize.specialize(self._source, self._file, rows=rows)
-        if found is None:
-            return self._source
-        self._specialized = found.changes
-        return found.content
-
-    def _choose_workers(self, num_workers: int | str) -> int:
-        if self._file.state is None:
-            if isinstance(num_workers, int):
-                return num_workers
-            return max(1, available_cores() // self._num_threads)
-        if num_workers not in ("auto", 1):
-            raise ValueError(
-                f"The model has state ({self._file.state}), so its invocations depend "
-                "on each other and cannot run in parallel. Expected num_workers=1 or "
-                f'"auto". Received: num_workers={num_workers}'
+    def _find_layout(self, shapes: Sequence[tuple[int, ...]]) -> Engine:
+        open_engine = functools.partial(self._opener.open, self.num_threads)
+        try:
+            layout, engine = find_layout(
+                self._entry, shapes, open_engine, self._file.state
             )
-        return 1
+        except (RuntimeError, ValueError) as error:
+            raise explain(self._source, self._file, error) from error
+        try:
+            self._layout = layout.with_batch(self._options.batch_size, self._entry)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -419,35 +471,7 @@ class Runner:
             raise TfoptError("The Runner is closed. Open a new one")
 
 
-def _as_source(model: Any) -> str | bytes:
-    if isinstance(model, Artifact):
-        return model.path
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        return bytes(model)
-    if isinstance(model, (str, os.PathLike)):
-        return os.fsdecode(model)
-    raise ValueError(
-        "Not a model. Expected the path, the `Artifact` or the bytes of a `.tflite` "
-        f"file; make one by `tfopt.convert`. Received: model={type(model).__name__}"
-    )
-
-
-def _count(name: str, value: Any, *, automatic: bool = True) -> Any:
-    if automatic and isinstance(value, str) and value == "auto":
-        return value
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(
-            f"Not a possible count. Expected {name} to be a whole number from 1 on"
-            + (' or "auto"' if automatic else "")
-            + f". Received: {name}={value!r}"
-        )
-    return number
-
-
-def _close(pool: Pool, pid: int) -> None:
-    if os.getpid() == pid:  # the threads of a forked process are its parent's
+def _close(pool: Pool, opener: Opener, pid: int) -> None:
+    if os.getpid() == pid:  # threads and processes of a forked one are its parent's
         pool.close()
+        opener.close()

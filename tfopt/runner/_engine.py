@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from tfopt.runner._model_file import Entry, ModelFile, fingerprint
+from tfopt.runner._model_file import Entry, ModelFile
 from tfopt.types import TfoptError
 
 
-class Engine:
+class Engine(Protocol):
     """Runs one signature of a model at any size that the model allows.
+
+    Attributes:
+        last_thread: Identifier of the thread that used it last.
+    """
+
+    last_thread: int
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Invokes the model once; returns its outputs as new arrays.
+
+        Raises:
+            RuntimeError, ValueError: The interpreter refused.
+        """
+
+    def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Returns the output shapes for input shapes, as known before a run.
+
+        Raises:
+            RuntimeError, ValueError: The model cannot take these sizes.
+        """
+
+    def close(self) -> None:
+        """Frees the interpreter; the engine is of no use any more."""
+
+
+class LocalEngine:
+    """An interpreter of this process.
 
     The interpreter's public methods reach the primary subgraph only, and its
     `SignatureRunner` resizes without checking (a wrong size of a fixed axis is
@@ -27,7 +54,7 @@ class Engine:
 
     def __init__(self, source: str | bytes, *, num_threads: int, entry: Entry):
         """Opens a path (memory-mapped) or the content of a model."""
-        self._interpreter = (
+        self._interpreter: Any = (
             Interpreter(model_content=source, num_threads=num_threads)
             if isinstance(source, bytes)
             else Interpreter(model_path=source, num_threads=num_threads)
@@ -39,7 +66,7 @@ class Engine:
         self.last_thread = 0
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Invokes the model once; returns its outputs as new arrays."""
+        """See `Engine`."""
         shapes = [array.shape for array in arrays]
         if shapes != self._allocated:
             self._allocate(shapes)
@@ -50,7 +77,7 @@ class Engine:
         return [raw.GetTensor(i, subgraph) for i in self._entry.output_indices]
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Returns the output shapes for input shapes, as known before a run."""
+        """See `Engine`."""
         if list(shapes) != self._allocated:
             self._allocate(shapes)
         raw, subgraph = self._raw, self._entry.subgraph
@@ -58,6 +85,11 @@ class Engine:
             tuple(map(int, raw.TensorSize(index, subgraph)))
             for index in self._entry.output_indices
         ]
+
+    def close(self) -> None:
+        """See `Engine`."""
+        # An exception that someone keeps holds the engine, but not its memory.
+        self._interpreter = self._raw = None
 
     def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:
         infos = self._entry.signature.inputs
@@ -71,26 +103,6 @@ class Engine:
         self._shapes = self._allocated = list(shapes)
 
 
-def open_engine(
-    source: str | bytes, *, num_threads: int, entry: Entry, file: ModelFile
-) -> Engine:
-    """Opens an `Engine`.
-
-    Raises:
-        TfoptError: The interpreter refuses the model; the message names the
-            operator where one is to blame.
-    """
-    if isinstance(source, str) and fingerprint(os.stat(source)) != file.fingerprint:
-        raise _cannot_run(source, "the file was replaced since the Runner was opened")
-    flex = [name for name in file.custom_ops if name.startswith("Flex")]
-    if flex:
-        raise _cannot_run(source, _missing_ops(flex))
-    try:
-        return Engine(source, num_threads=num_threads, entry=entry)
-    except (ValueError, RuntimeError) as error:
-        raise explain(source, file, error) from error
-
-
 def explain(source: str | bytes, file: ModelFile, error: BaseException) -> TfoptError:
     """Turns an interpreter's refusal into one line that names the operator."""
     reason = one_line(error)
@@ -99,7 +111,18 @@ def explain(source: str | bytes, file: ModelFile, error: BaseException) -> Tfopt
         reason = _missing_ops([unresolved.group(1)])
     elif "custom op" in reason and file.custom_ops:
         reason = _missing_ops(list(file.custom_ops))
-    return _cannot_run(source, reason)
+    return cannot_run(source, reason)
+
+
+def check_operators(source: str | bytes, file: ModelFile) -> None:
+    """Refuses a model with TensorFlow operators, which no interpreter here has.
+
+    Raises:
+        TfoptError: There are some; the message names them.
+    """
+    flex = [name for name in file.custom_ops if name.startswith("Flex")]
+    if flex:
+        raise cannot_run(source, _missing_ops(flex))
 
 
 def one_line(error: BaseException) -> str:
@@ -115,6 +138,7 @@ def _missing_ops(names: list[str]) -> str:
     )
 
 
-def _cannot_run(source: str | bytes, reason: str) -> TfoptError:
+def cannot_run(source: str | bytes, reason: str) -> TfoptError:
+    """Returns the error about a model that the interpreter does not take."""
     name = "model bytes" if isinstance(source, bytes) else f"model={source!r}"
     return TfoptError(f"Cannot run the model: {reason}. Received: {name}")

@@ -158,6 +158,33 @@ def dequantize(values: np.ndarray, info: TensorInfo) -> np.ndarray:
     return result
 
 
+def random_input(
+    random: np.random.Generator,
+    info: TensorInfo,
+    shape: tuple[int, ...],
+    magnitude: float = 1.0,
+) -> np.ndarray:
+    """Makes up a value that any model takes: numbers, but no index that may be wrong.
+
+    Args:
+        random: Where the numbers come from.
+        info: The input.
+        shape: Its shape, without open axes.
+        magnitude: Largest absolute value of floating-point numbers.
+
+    Raises:
+        ValueError: It is an input of strings.
+    """
+    if info.dtype == object:
+        raise ValueError(f"input {info.name!r} is a string, which has no random value")
+    if info.dtype.kind == "f":
+        return (magnitude * random.uniform(-1, 1, shape)).astype(info.dtype)
+    if info.dtype.itemsize == 1 and info.dtype.kind in "iu":
+        limits = np.iinfo(info.dtype)
+        return random.integers(limits.min, limits.max, shape, info.dtype, endpoint=True)
+    return np.zeros(shape, info.dtype)  # indices, lengths: no other value is safe
+
+
 def _expected(infos: tuple[TensorInfo, ...]) -> str:
     return ", ".join(map(str, infos)) or "no inputs"
 

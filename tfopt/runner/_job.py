@@ -156,6 +156,7 @@ class Job:
             if self.has_unclaimed_pieces:
                 self._is_stopped = True
                 self._error = error
+                self._failed_piece = -1  # whatever still fails: this is the reason
         self._end_if_over()
 
     def _store(self, start: int, stop: int, results: Sequence[np.ndarray]) -> None:

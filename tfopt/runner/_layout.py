@@ -103,9 +103,21 @@ def find_layout(
 
 
 def piece_rows(
-    layout: Layout, entry: Entry, arrays: Sequence[np.ndarray], batch: int | str | None
+    layout: Layout,
+    entry: Entry,
+    arrays: Sequence[np.ndarray],
+    batch: int | str | None,
+    auto_rows: int | None = None,
 ) -> int:
-    """Returns the rows of each invocation for one request; 0 for all at once."""
+    """Returns the rows of each invocation for one request; 0 for all at once.
+
+    Args:
+        layout: How rows may be cut.
+        entry: The signature.
+        arrays: The inputs.
+        batch: Rows of an invocation, "auto", or None for all.
+        auto_rows: What "auto" was found to be best; None: the rule.
+    """
     if layout.mode == "whole":
         return 0
     if layout.mode == "fixed":
@@ -120,7 +132,7 @@ def piece_rows(
         written = sum(math.prod(shape[1:]) for shape in entry.input_shapes)
         given = sum(math.prod(array.shape[1:]) for array in arrays)
         row_bytes *= max(1, given // max(written, 1))
-    return auto_piece_rows(rows, row_bytes)
+    return auto_piece_rows(rows, row_bytes, auto_rows)
 
 
 class _Trial:
@@ -161,6 +173,7 @@ class _Trial:
             ]
             return [output.shape for output in self.engine.run(arrays)]
         except (RuntimeError, ValueError):
+            self.engine.close()
             self.engine = self._open_engine()
             return None
 

@@ -78,6 +78,7 @@ class ModelFile:
         state: What keeps a value from one invocation to the next, in words, or
             `None` for a model without state.
         has_narrow_convolution: Whether an int8 convolution `is_narrow`.
+        weight_bytes: Size of all constants.
         fingerprint: What changes when the file is replaced; empty for bytes.
     """
 
@@ -86,6 +87,7 @@ class ModelFile:
     custom_ops: tuple[str, ...]
     state: str | None
     has_narrow_convolution: bool = False
+    weight_bytes: int = 0
     fingerprint: tuple[int, ...] = ()
 
     def entry(self, key: str | None) -> Entry:
@@ -185,7 +187,8 @@ def _size(source: str | bytes) -> int:
 def _model(model: _Table) -> ModelFile:
     buffers = model.tables(4)
     # Reading each length proves that the file goes on to its end.
-    is_constant = [_is_constant(buffer) for buffer in buffers]
+    sizes = [_constant_bytes(buffer) for buffer in buffers]
+    is_constant = [size > 0 for size in sizes]
     codes = [_operator_code(code) for code in model.tables(1)]
     subgraphs = model.tables(2)
     if not subgraphs:
@@ -203,12 +206,15 @@ def _model(model: _Table) -> ModelFile:
         state=_state(subgraphs, numbers),
         has_narrow_convolution=_CONV_2D in numbers
         and any(_has_narrow_convolution(graph, numbers) for graph in subgraphs),
+        weight_bytes=sum(sizes),
     )
 
 
-def _is_constant(buffer: _Table) -> bool:
+def _constant_bytes(buffer: _Table) -> int:
     # Models above 2 GB keep weights behind the FlatBuffer, as offset and size.
-    return buffer.vector_length(0, 1) > 0 or buffer.number(1, "Q") > 1
+    if buffer.number(1, "Q") > 1:
+        return buffer.number(2, "Q")
+    return buffer.vector_length(0, 1)
 
 
 def _operator_code(code: _Table) -> tuple[int, str]:

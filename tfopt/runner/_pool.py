@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tfopt.runner._engine import Engine
 from tfopt.runner._job import Job
 from tfopt.types import TfoptError
+
+_GRACE_SECONDS = 5.0
 
 
 class Pool:
@@ -24,9 +27,17 @@ class Pool:
         open_engine: Opens one engine.
         num_workers: How many engines and threads there may be; both are made when
             they are first needed.
+        end_engines: Ends engines in other processes, in use or not; None where there
+            are none. It is called by `close`, a while after all jobs were cancelled.
     """
 
-    def __init__(self, open_engine: Callable[[], Engine], num_workers: int):
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        num_workers: int,
+        end_engines: Callable[[], None] | None = None,
+    ):
+        self._end_engines = end_engines
         self._engines = _Engines(open_engine, num_workers)
         self._num_workers = num_workers
         self._tickets: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -47,7 +58,7 @@ class Pool:
 
     def renew_engine(self) -> None:
         """Throws one engine away, after its current piece, for a fresh one."""
-        self._engines.take()
+        self._engines.take().close()
         self._engines.give(None)
 
     def submit(self, job: Job) -> None:
@@ -90,6 +101,8 @@ class Pool:
             usable = engine
             return result
         finally:
+            if usable is None:
+                engine.close()
             self._engines.give(usable)
 
     def close(self) -> None:
@@ -103,6 +116,12 @@ class Pool:
             job.cancel(TfoptError("The Runner was closed before the work was done"))
         for _ in threads:
             self._tickets.put(None)
+        if self._end_engines is not None:
+            # What hangs in another process must not hang this one.
+            latest = time.monotonic() + _GRACE_SECONDS
+            while self._engines.num_in_use and time.monotonic() < latest:
+                time.sleep(0.001)
+            self._end_engines()
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -151,6 +170,8 @@ class Pool:
                     usable = engine
                 piece = None if is_wanted() else job.claim_next()
         finally:
+            if usable is None:
+                engine.close()
             self._engines.give(usable)
             if is_working:
                 job.end_piece()
@@ -164,10 +185,15 @@ class _Engines:
 
     def __init__(self, open_engine: Callable[[], Engine], limit: int):
         self._open_engine = open_engine
-        self._room = limit
+        self._limit = self._room = limit
         self._idle: list[Engine] = []
         self._waiters: collections.deque[queue.SimpleQueue] = collections.deque()
         self._lock = threading.Lock()
+
+    @property
+    def num_in_use(self) -> int:
+        with self._lock:
+            return self._limit - self._room - len(self._idle)
 
     def has_waiters(self) -> bool:
         return bool(self._waiters)
@@ -177,6 +203,8 @@ class _Engines:
             if self._room:
                 self._room -= 1
                 self._idle.append(engine)
+                return
+        engine.close()
 
     def take(self) -> Engine:
         """Returns an engine; waits in line for one if need be."""
@@ -218,7 +246,10 @@ class _Engines:
     def clear(self) -> None:
         with self._lock:
             self._room += len(self._idle)
+            engines = list(self._idle)
             self._idle.clear()
+        for engine in engines:
+            engine.close()
 
     def _pick(self) -> Engine:
         # The one that this thread used last: its tensors are in this core's cache.

@@ -22,6 +22,7 @@ class Request:
         arrays: One checked array per input.
         quantized_io: As in `Runner`.
         batch: Rows of an invocation, "auto", or None for all.
+        auto_rows: What "auto" was found to be best; None: the rule.
 
     Raises:
         ValueError: The first axes don't fit the model or each other.
@@ -35,6 +36,7 @@ class Request:
         *,
         quantized_io: str,
         batch: int | str | None,
+        auto_rows: int | None = None,
     ):
         self._entry = entry
         self._layout = layout
@@ -42,7 +44,7 @@ class Request:
         self.rows = _inputs.check_rows(entry.signature, arrays, layout.is_batched)
         self.piece_rows = 0
         if self.rows:
-            self.piece_rows = piece_rows(layout, entry, arrays, batch)
+            self.piece_rows = piece_rows(layout, entry, arrays, batch, auto_rows)
         # `_inputs.check` lets other types pass only where they can be quantized.
         self._quantized = [
             index

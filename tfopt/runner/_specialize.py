@@ -22,8 +22,9 @@ from ai_edge_litert.interpreter import Interpreter
 
 from tfopt import tflite_file
 from tfopt.runner import _folding
-from tfopt.runner._engine import Engine
+from tfopt.runner._engine import LocalEngine
 from tfopt.runner._folding import Convolution, Fold
+from tfopt.runner._inputs import random_input
 from tfopt.runner._model_file import Entry, ModelFile, fingerprint, is_narrow
 from tfopt.types import TfoptError
 
@@ -113,11 +114,12 @@ def same_outputs(
     random = np.random.default_rng(0)
     for entry in entries:
         engines = [
-            Engine(source, num_threads=1, entry=entry) for source in (original, changed)
+            LocalEngine(source, num_threads=1, entry=entry)
+            for source in (original, changed)
         ]
         for magnitude in (1, 100):
             arrays = [
-                _random_input(random, info, shape, magnitude)
+                random_input(random, info, shape, magnitude)
                 for info, shape in zip(
                     entry.signature.inputs, entry.input_shapes, strict=True
                 )
@@ -294,19 +296,6 @@ def _open(
     interpreter.allocate_tensors()
     interpreter.set_tensor(0, image)
     return interpreter
-
-
-def _random_input(
-    random: np.random.Generator, info: Any, shape: tuple[int, ...], magnitude: float
-) -> np.ndarray:
-    if info.dtype == object:
-        raise ValueError(f"input {info.name!r} is a string, which has no random value")
-    if info.dtype.kind == "f":
-        return (magnitude * random.uniform(-1, 1, shape)).astype(info.dtype)
-    if info.dtype.itemsize == 1 and info.dtype.kind in "iu":
-        limits = np.iinfo(info.dtype)
-        return random.integers(limits.min, limits.max, shape, info.dtype, endpoint=True)
-    return np.zeros(shape, info.dtype)  # indices, lengths: no other value is safe
 
 
 def _described(graph: Any, position: int, conv: Convolution, fold: Fold) -> str:

@@ -56,7 +56,7 @@ def auto_batch_rows(row_bytes: int) -> int:
     return max(_MIN_ROWS, min(_MAX_ROWS, rows))
 
 
-def auto_piece_rows(rows: int, row_bytes: int) -> int:
+def auto_piece_rows(rows: int, row_bytes: int, batch_rows: int | None = None) -> int:
     """Returns the rows of each piece that `rows` rows are cut into.
 
     Pieces are even, so that no tiny tail is left. A request that does not give every
@@ -67,12 +67,13 @@ def auto_piece_rows(rows: int, row_bytes: int) -> int:
     Args:
         rows: Rows of the request.
         row_bytes: Size of one row of the largest activation.
+        batch_rows: The most rows of a piece, if measured; None: `auto_batch_rows`.
 
     Example:
         >>> auto_piece_rows(2000, row_bytes=cache_bytes() // 64)
         32
     """
-    pieces = math.ceil(rows / auto_batch_rows(row_bytes))
+    pieces = math.ceil(rows / (batch_rows or auto_batch_rows(row_bytes)))
     smallest = max(2, cache_bytes() // max(2 * row_bytes, 1))
     if rows >= 2 * smallest:
         pieces = max(pieces, min(available_cores(), rows // smallest))
