@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tfopt.conversion import _pipeline
 from tfopt.types import Signature
 
-Quantization = Literal["none", "dynamic", "float16", "int8"]
-IOType = Literal["float32", "int8", "uint8"]
+Quantization = Literal["none", "dynamic", "float16", "int8", "int16x8"]
+IOType = Literal["float32", "int8", "uint8", "int16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +77,19 @@ def convert(
             running; `"int8"` runs on integers throughout, with a scale per channel
             of each weight, and needs a `representative_dataset` unless the model was
             trained by `tfopt.QuantizeAware`. Such a model converts in no other mode.
-        representative_dataset: Typical inputs, to calibrate `"int8"` and to verify
-            with: an array of examples [n, ...], a dictionary of such arrays by input
-            name, or an iterable (or function that returns one) of examples or
-            batches, each an array, a tuple in the order of the inputs, or a
-            dictionary. Without it, verification uses seeded random inputs.
+            `"int16x8"` has int16 activations and int8 weights: nearly as accurate as
+            float, but run by slow kernels, which not every operator has; it always
+            needs a `representative_dataset`.
+        representative_dataset: Typical inputs, to calibrate `"int8"` or `"int16x8"`
+            and to verify with: an array of examples [n, ...], a dictionary of such
+            arrays by input name, or an iterable (or function that returns one) of
+            examples or batches, each an array, a tuple in the order of the inputs, or
+            a dictionary. Without it, verification uses seeded random inputs.
         calibration_examples: At most so many examples are taken from it, so it may
             be endless.
-        inference_input_type: Type of float inputs in an `"int8"` file.
-        inference_output_type: Type of float outputs in an `"int8"` file.
+        inference_input_type: Type of float inputs: `"int8"` or `"uint8"` in an
+            `"int8"` file, `"int16"` in an `"int16x8"` file.
+        inference_output_type: The same for float outputs.
         keep_float: Layers that `"int8"` or `"dynamic"` leave in float: globs for
             their names or leading parts of them (`"block/*"`; graph nodes, for models
             that are not Keras), or for kinds of operators (`"DEPTHWISE_CONV_2D"`).
@@ -99,7 +103,7 @@ def convert(
             the file, `serving_default` if not given.
         strip_debug_info: Leave out names of inner tensors and the converter's
             metadata.
-        allow_float_fallback: Accept an `"int8"` file in which operators that cannot
+        allow_float_fallback: Accept an integer file in which operators that cannot
             be quantized compute on floats.
         sparse: Store weights with many zeros by their nonzero values. It makes the
             raw file smaller, not faster, and is done only where the file becomes
@@ -108,7 +112,8 @@ def convert(
         verify: Run the file and compare its outputs with the model's.
         min_sqnr: Signal-to-noise ratio that every float output must reach, in dB.
             By default 80 for `"none"`, 35 for `"float16"`, 12 for `"dynamic"` and
-            `"int8"`, 25 for `"int8"` of a model that was trained for it.
+            `"int8"`, 15 for `"int16x8"`; of a model that was trained for it, 25 for
+            `"int8"` and 40 for `"int16x8"`.
 
     Returns:
         The file's content. The same model and arguments give the same bytes.

@@ -14,8 +14,16 @@ from tfopt.conversion._sources import Source
 from tfopt.tflite_file import TfliteFile
 from tfopt.types import ConversionError
 
-_MODES = ("none", "dynamic", "float16", "int8")
-_IO_TYPES = ("float32", "int8", "uint8")
+_MODES = ("none", "dynamic", "float16", "int8", "int16x8")
+# Types of inputs and outputs that stand for floats, by mode.
+_IO_TYPES = {"int8": ("float32", "int8", "uint8"), "int16x8": ("float32", "int16")}
+# The modes for what `tfopt.QuantizeAware` trained a model for.
+_MODES_OF_TRAINED = {
+    "int8": ("int8",),
+    "int4": ("int8",),
+    "int8_weights": ("dynamic", "int8"),
+    "int16x8": ("int16x8",),
+}
 
 
 def patterns(keep_float: Any) -> tuple[str, ...]:
@@ -42,11 +50,11 @@ def check_options(options: _lowering.Options, calibration_examples: int) -> None
         ("inference_input_type", options.input_type),
         ("inference_output_type", options.output_type),
     ):
-        if value not in _IO_TYPES:
-            raise ValueError(f"Expected one of {_IO_TYPES}. Received: {name}={value!r}")
-        if value != "float32" and options.quantization != "int8":
+        types = _IO_TYPES.get(options.quantization, ("float32",))
+        if value not in types:
             raise ValueError(
-                'Integer inputs and outputs need quantization="int8". Received: '
+                'Integer inputs and outputs need quantization="int8" (int8 or uint8) '
+                f'or "int16x8" (int16). Expected one of {types}. Received: '
                 f"{name}={value!r} with quantization={options.quantization!r}"
             )
     if options.sparse and options.quantization == "dynamic":
@@ -87,15 +95,16 @@ def check_quantization(
         ValueError: It was trained for another mode, or nothing tells the ranges.
         ConversionError: The converter would crash.
     """
-    trained = _freezing.has_fake_quant(frozen)
-    if options.quantization != "int8":
-        if trained:
-            raise ValueError(
-                "The model holds fake quantization (it was trained for int8), which "
-                "the converter would turn into int8 islands or float copies. Use "
-                'quantization="int8", or convert the model as it was before. '
-                f"Received: quantization={options.quantization!r}"
-            )
+    trained = _freezing.trained_scheme(frozen)
+    mode = options.quantization
+    if trained is not None and mode not in _MODES_OF_TRAINED[trained]:
+        raise ValueError(
+            f"The model was trained for {trained} (`tfopt.QuantizeAware` or other fake "
+            "quantization), which this mode would lose, or mix with floats. Use "
+            f"quantization={_MODES_OF_TRAINED[trained][0]!r}, or convert the model as "
+            f"it was before. Received: quantization={mode!r}"
+        )
+    if mode not in _lowering.INTEGER_MODES:
         return
     if trained and options.is_refined:
         raise ValueError(
@@ -104,19 +113,19 @@ def check_quantization(
             "`tfopt.QuantizeAware(exclude=...)`; `equalize` and `correct_bias` are for "
             f"models that were not trained for it. Received: {options}"
         )
-    if not trained and samples is None:
+    if trained not in ("int8", "int4") and samples is None:
         raise ValueError(
-            'quantization="int8" must see typical inputs to know the range of each '
+            f"quantization={mode!r} must see typical inputs to know the range of each "
             "activation. Give a `representative_dataset` (about a hundred examples), "
-            'train with `tfopt.QuantizeAware`, or use quantization="dynamic". '
-            "Received: representative_dataset=None"
+            "train with `tfopt.QuantizeAware` (for int8), or use "
+            'quantization="dynamic". Received: representative_dataset=None'
         )
     if samples is not None and _freezing.has_loop(frozen):
         # With TensorFlow 2.21, LSTM, GRU and SimpleRNN of either Keras end the process
         # by a segmentation fault; other loops keep float states.
         raise ConversionError(
-            'The converter cannot calibrate loops for quantization="int8": recurrent '
-            "layers crash it. Unroll them (`unroll=True`), or use "
+            f"The converter cannot calibrate loops for quantization={mode!r}: "
+            "recurrent layers crash it. Unroll them (`unroll=True`), or use "
             'quantization="dynamic".'
         )
 
@@ -152,7 +161,7 @@ def check_promises(
             for tensor in source.function.outputs
         ],
     )
-    if options.quantization == "int8" and not options.allow_float:
+    if options.quantization in _lowering.INTEGER_MODES and not options.allow_float:
         _verification.check_integer(file, kept)
 
 

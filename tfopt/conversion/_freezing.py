@@ -14,6 +14,8 @@ from tfopt.conversion import _errors
 from tfopt.types import ConversionError
 
 _FAKE_QUANT = re.compile(r"FakeQuantWithMinMax.*|QuantizeAndDequantize.*")
+# The name of an operation of `tfopt._keras.fake_quantize.Scheme`.
+_SCHEME = re.compile(r"tfopt_scheme_(int8_weights|int4)")
 _LOOPS = ("While", "StatelessWhile")
 # Op types that change a variable, by their TensorFlow names.
 _WRITES = re.compile(r"Assign\w*VariableOp|Resource(Apply|Scatter|Sparse)\w+")
@@ -48,6 +50,40 @@ def freeze(function: Any) -> Any:
 def has_fake_quant(function: Any) -> bool:
     """Returns whether a frozen function holds fake-quantization ops."""
     return any(_FAKE_QUANT.fullmatch(node.op) for node in _nodes(function))
+
+
+def trained_scheme(function: Any) -> str | None:
+    """Returns what `tfopt.QuantizeAware` trained a frozen function for.
+
+    Returns:
+        `"int8"`, `"int4"` (the same with packed weights), `"int8_weights"`,
+        `"int16x8"`, or `None`. Any other fake quantization counts as `"int8"`.
+    """
+    scheme = None
+    for node in _nodes(function):
+        mark = _SCHEME.search(node.name)
+        if mark:
+            return mark[1]
+        if _FAKE_QUANT.fullmatch(node.op):
+            bits = node.attr["num_bits"].i if "num_bits" in node.attr else 8
+            scheme = "int16x8" if bits == 16 else "int8"
+    return scheme
+
+
+def without_fake_quant(function: Any) -> Any:
+    """Returns a frozen function that doesn't round activations.
+
+    For schemes whose fake quantization the converter doesn't know.
+    """
+    definition = function.graph.as_graph_def()
+    for node in definition.node:
+        if _FAKE_QUANT.fullmatch(node.op):
+            node.op = "Identity"
+            del node.input[1:]
+            for name in [name for name in node.attr if name != "T"]:
+                del node.attr[name]
+            node.attr["T"].type = tf.float32.as_datatype_enum
+    return _to_function(definition, function)
 
 
 def has_loop(function: Any) -> bool:

@@ -15,14 +15,22 @@ from tensorflow.lite.python.optimize import calibrator
 from tfopt.conversion import _errors
 from tfopt.types import ConversionError
 
+_INTEGER_KERNELS = {
+    "int8": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    "int16x8": (
+        tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    ),
+}
+INTEGER_MODES = tuple(_INTEGER_KERNELS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the converter is to do.
 
     Attributes:
-        quantization: `"none"`, `"dynamic"`, `"float16"` or `"int8"`.
-        input_type: `"float32"`, `"int8"` or `"uint8"`, for float inputs.
+        quantization: `"none"`, `"dynamic"`, `"float16"`, `"int8"` or `"int16x8"`.
+        input_type: `"float32"`, `"int8"`, `"uint8"` or `"int16"`, for float inputs.
         output_type: The same for float outputs.
         allow_float: Whether int8 may leave operators in float.
         sparse: Whether to store weights with many zeros by their nonzero values.
@@ -151,7 +159,7 @@ def _configure(
     converter.optimizations = wanted
     if options.quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if options.quantization != "int8":
+    if options.quantization not in _INTEGER_KERNELS:
         return
     converter.inference_input_type = tf.as_dtype(options.input_type)
     converter.inference_output_type = tf.as_dtype(options.output_type)
@@ -159,7 +167,7 @@ def _configure(
         converter.representative_dataset = lambda: (
             list(batch.values()) for batch in calibration
         )
-        builtins = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        builtins = [_INTEGER_KERNELS[options.quantization]]
         if options.allow_float:
             builtins.append(tf.lite.OpsSet.TFLITE_BUILTINS)
         converter.target_spec.supported_ops = builtins

@@ -90,7 +90,8 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
             limit=request.calibration_examples,
         )
         clock.lap("data")
-    calibration = samples.batches if samples and options.quantization == "int8" else ()
+    is_integer = options.quantization in _lowering.INTEGER_MODES
+    calibration = samples.batches if samples and is_integer else ()
     with _noise.contained():
         frozen = _freezing.freeze(source.function)
         _checking.check_quantization(options, frozen, samples)
@@ -116,7 +117,7 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
         if request.verify and samples is not None:
             min_sqnr = request.min_sqnr
             if min_sqnr is None and _freezing.has_fake_quant(frozen):
-                min_sqnr = _verification.MIN_SQNR_TRAINED
+                min_sqnr = _verification.MIN_SQNR_TRAINED[options.quantization]
             verification = _verify(content, file, source, samples, options, min_sqnr)
             clock.lap("verify")
     report = {

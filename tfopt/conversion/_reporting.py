@@ -40,7 +40,7 @@ def float_operators(
     file: TfliteFile, options: _lowering.Options, kept: Collection[int]
 ) -> list[str]:
     """Operators of an int8 file that compute on floats although nobody asked for it."""
-    if options.quantization != "int8":
+    if options.quantization not in _lowering.INTEGER_MODES:
         return []
     return [str(item) for item in _verification.float_operators(file, kept)]
 

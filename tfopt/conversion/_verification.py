@@ -22,12 +22,24 @@ from tfopt.types import (
 # Signal-to-noise ratio in dB that each output must reach, by mode. Measured on small
 # networks, MobileNetV2 and EfficientNetB0: 115-144, 68-123, 44-98 and 28-53; int8 gives
 # 15 for a softmax over 100 almost equal classes, whose values are a few steps high.
-MIN_SQNR = {"none": 80.0, "float16": 35.0, "dynamic": 12.0, "int8": 12.0}
+MIN_SQNR = {
+    "none": 80.0,
+    "float16": 35.0,
+    "dynamic": 12.0,
+    "int8": 12.0,
+    "int16x8": 15.0,
+}
 # A model trained for int8 shows in training what its file computes: 60 and more; 20 was
 # a file whose empty channels had lost their biases, and 2 points of accuracy.
-MIN_SQNR_TRAINED = 25.0
+MIN_SQNR_TRAINED = {"int8": 25.0, "int16x8": 40.0}
 # Share of equal values for integer and boolean outputs, where a tie may fall otherwise.
-_MIN_EQUAL = {"none": 0.99, "float16": 0.95, "dynamic": 0.8, "int8": 0.8}
+_MIN_EQUAL = {
+    "none": 0.99,
+    "float16": 0.95,
+    "dynamic": 0.8,
+    "int8": 0.8,
+    "int16x8": 0.8,
+}
 # An output may be so many of its own quantization steps off, whatever its size.
 _FREE_STEPS = 2
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")

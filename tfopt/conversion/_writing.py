@@ -11,6 +11,7 @@ from tfopt import tflite_file
 from tfopt.conversion import (
     _bias_correction,
     _equalization,
+    _freezing,
     _lowering,
     _operators,
     _selective,
@@ -69,11 +70,13 @@ class Writer:
         )
         kept: list[LayerOperator] = []
         if not options.is_refined:
-            content = _lowering.lower(self._frozen, options, self._calibration)
+            content = self._plain(options)
         elif options.quantization == "dynamic":
             content, kept = self._dynamic(options, report)
         else:
             content, kept = self._int8(options, report)
+        if _freezing.trained_scheme(self._frozen) == "int4":
+            content = tflite_file.pack_int4(content)
         return Written(
             content=self.named(content),
             kept=_positions(content, kept),
@@ -99,6 +102,14 @@ class Writer:
             output_names=self._source.output_names,
             strip_debug_info=self._strip,
         )
+
+    def _plain(self, options: _lowering.Options) -> bytes:
+        frozen = self._frozen
+        if options.quantization == "int16x8" and _freezing.has_fake_quant(frozen):
+            # The converter knows no fake quantization of 16 bits. It finds the scales
+            # of the weights again; its ranges of activations come from the samples.
+            frozen = _freezing.without_fake_quant(frozen)
+        return _lowering.lower(frozen, options, self._calibration)
 
     def _dynamic(
         self, options: _lowering.Options, report: dict[str, Any]

@@ -19,6 +19,7 @@ from tfopt.tflite_file._content import (
     read,
 )
 from tfopt.tflite_file._flatbuffer import unpack
+from tfopt.tflite_file._int4 import pack_int4
 from tfopt.tflite_file._rewriting import check_writable, pack, rewrite
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_writable",
     "float_operators",
     "pack",
+    "pack_int4",
     "read",
     "rewrite",
     "unpack",
