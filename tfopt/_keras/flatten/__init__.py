@@ -25,6 +25,7 @@ from tfopt._keras.flatten._networks import (
     value_of,
 )
 from tfopt._keras.flatten._opening import CannotOpen
+from tfopt._keras.flatten._shapes import resolve_shapes
 from tfopt._keras.flatten._walk import Walk, input_spec
 from tfopt.types import TfoptError
 
@@ -61,14 +62,19 @@ def flatten(model: Any) -> Graph:
         )
     with _as_it_was(model):
         network = network_of(model)
-        graph = _subclassed(model) if network is None else _functional(model, network)
+        walk = Walk(keras)
+        graph = (
+            _subclassed(model, walk)
+            if network is None
+            else _functional(model, network, walk)
+        )
+        resolve_shapes(graph, walk.functions)
     make_names_unique(graph.input_specs, graph.calls)
     return graph
 
 
-def _functional(model: Any, network: Any) -> Graph:
+def _functional(model: Any, network: Any, walk: Walk) -> Graph:
     keras = _keras.module_of(model)
-    walk = Walk(keras)
     values: dict[int, Value] = {}
     input_specs = []
     for tensor in network.inputs:
@@ -87,7 +93,7 @@ def _functional(model: Any, network: Any) -> Graph:
     )
 
 
-def _subclassed(model: Any) -> Graph:
+def _subclassed(model: Any, walk: Walk) -> Graph:
     keras = _keras.module_of(model)
     try:
         arguments = inference.inference_call(model).arguments
@@ -95,7 +101,6 @@ def _subclassed(model: Any) -> Graph:
         raise TfoptError(str(error)) from error
     input_specs: list[tuple[LayerSpec, Value]] = []
     taken = [_declared(keras, spec, "input", input_specs) for spec in arguments]
-    walk = Walk(keras)
     try:
         outputs = walk.open(model, taken, {}, "", None)
     except CannotOpen as error:

@@ -33,17 +33,14 @@ def why_closed(layer: Any) -> str | None:
         return "it is an operation"
     if cls.__module__.split(".", 1)[0] in _NEVER:
         return "it is a layer that tfopt knows"
-    concrete = [
+    # The class of Keras itself whose computation it takes over or changes.
+    known = next(
         base.__name__
         for base in cls.__mro__
-        if _is_keras_class(base)
-        and "call" in vars(base)
-        and base.__name__ not in _BASES
-    ]
-    if concrete and concrete[0] not in _COMPOSITES:
-        return f"it is a {concrete[0]}"
-    if "call" not in {name for base in cls.__mro__ for name in vars(base)}:
-        return "it has no `call`"
+        if _is_keras_class(base) and ("call" in vars(base) or base is cls)
+    )
+    if known not in _BASES | _COMPOSITES:
+        return f"it is a {known}"
     if getattr(layer, "activity_regularizer", None) is not None:
         return "it has an activity regularizer"
     inner = list(layer._flatten_layers(include_self=False, recursive=False))

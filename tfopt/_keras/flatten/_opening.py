@@ -97,6 +97,8 @@ def opened(layer: Any, run: Callable[[], Any]) -> Opened:
 
 def own_variables(layer: Any) -> list[Any]:
     """Returns the variables of a layer that belong to no layer inside of it."""
+    if not hasattr(layer, "_flatten_layers"):
+        return []  # an operation of Keras 3
     if _keras.is_keras3(layer):
         return [*layer._trainable_variables, *layer._non_trainable_variables]
     return [*layer._trainable_weights, *layer._non_trainable_weights]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -31,6 +31,8 @@ class Walk:
 
     def __init__(self, keras: Any) -> None:
         self.calls: list[Call] = []
+        # What each call runs.
+        self.functions: dict[Call, Callable[..., Any]] = {}
         self._keras = keras
         self._specs: dict[int, LayerSpec] = {}
         # Variables of opened layers, once a call provides them. The variables are
@@ -157,14 +159,18 @@ class Walk:
             kwargs = {"training": training, **kwargs}
         outputs = [value_of(tensor) for tensor in node.outputs]
         values.update(zip(map(id, node.outputs), outputs, strict=True))
+        layer = node.layer
         call = operations.call_of_layer(
-            self._keras, node.layer, args, kwargs, outputs, prefix + node.layer.name
+            self._keras, layer, args, kwargs, outputs, prefix + layer.name
         )
         if call is None:
-            call = Call(self._spec(node.layer, prefix), args, kwargs, outputs)
+            call = Call(self._spec(layer, prefix), args, kwargs, outputs)
             for value in outputs:
                 value.producer = call
+        else:
+            layer = call.layer.cls.from_config(call.layer.config)
         self.calls.append(call)
+        self.functions[call] = _inference(layer)
 
     def _provide(
         self,
@@ -182,6 +188,10 @@ class Walk:
         if id(variable) not in self._variables:
             call = operations.call_of_variable(layer, variable, anchor, prefix)
             self.calls.append(call)
+            dtype = call.output.dtype
+            self.functions[call] = lambda _: tf.cast(
+                tf.convert_to_tensor(variable), dtype
+            )
             self._variables[id(variable)] = (variable, call.output)
         values[id(tensor)] = self._variables[id(variable)][1]
 
@@ -229,6 +239,12 @@ class Walk:
         if id(layer) not in self._specs:
             self._specs[id(layer)] = layer_spec(layer, prefix + layer.name)
         return self._specs[id(layer)]
+
+
+def _inference(layer: Any) -> Callable[..., Any]:
+    if not takes_training(layer):
+        return layer
+    return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
 def input_spec(keras: Any, tensor: Any) -> LayerSpec:
