@@ -270,6 +270,8 @@ def _output_type(node: Any, index: int, op_defs: dict[str, Any]) -> int:
         # A bare GraphDef doesn't bring them along.
         if node.op in _TYPE_ATTRIBUTES:
             return attr(node, _TYPE_ATTRIBUTES[node.op]).type
+        if index < len(attr(node, "Tout").list.type):  # calls, loops and branches
+            return attr(node, "Tout").list.type[index]
         raise ConversionError(
             "The type of an output is unknown, as the graph comes without definitions "
             "of its operations. Expected a .meta file, which has them, or as output "

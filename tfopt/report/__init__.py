@@ -173,4 +173,5 @@ class Report:
         packages = ", ".join(
             f"{name} {version}" for name, version in self.versions.items() if version
         )
-        return [f"Machine: {machine}", f"Versions: {packages}"]
+        lines = {"Machine": machine, "Versions": packages}
+        return [f"{name}: {text}" for name, text in lines.items() if text]
