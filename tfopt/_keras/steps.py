@@ -68,7 +68,8 @@ class Taps:
     def listening(self) -> Iterator[dict[str, list[Any]]]:
         """Yields the outputs of each call in this thread by layer, as they come."""
         before = getattr(self._thread, "found", None)
-        self._thread.found = found = {}
+        found: dict[str, list[Any]] = {}
+        self._thread.found = found
         try:
             yield found
         finally:

@@ -230,7 +230,7 @@ class Distill(Method):
 
         @tf.autograph.experimental.do_not_convert
         def look(*arguments: Any) -> None:
-            with steps.listening(hints and hints.student_taps) as features:
+            with steps.listening(hints.student_taps if hints else None) as features:
                 outputs = call.function(*arguments)
             student = Outputs.of(outputs, call.output_names)
             chosen = _outputs.weights_of(
@@ -240,18 +240,19 @@ class Distill(Method):
             x = arguments[0] if len(arguments) == 1 else arguments
             lessons.form = lessons(x)
             plans = self._plans(student, chosen, lessons.form.outputs)
-            rows = []
             if hints is not None:
-                own = hints.of_student(features)
-                with tf.init_scope(), model.distribute_strategy.scope():
-                    rows = hints.build(own, lessons.form.features)
+                found["features"] = hints.of_student(features)
             if self.cache:
                 found["shapes"] = static_shapes(lessons.form.tensors)
-            found.update(lessons=lessons, plans=plans, rows=rows)
+            found.update(lessons=lessons, form=lessons.form, plans=plans)
 
         # Nothing runs: tracing shows shapes and operations.
         tf.function(look).get_concrete_function(*call.arguments)
         lessons: Lessons = found["lessons"]
+        rows = []
+        if hints is not None:
+            with model.distribute_strategy.scope():
+                rows = hints.build(found["features"], found["form"].features)
         if self.cache:
             if self._cache is None or not self._cache.fits(found["shapes"]):
                 self._cache = Cache(found["shapes"])
@@ -262,7 +263,7 @@ class Distill(Method):
             "teachers": [teacher.label for teacher in teachers],
             "outputs": [plan.as_dict() for plan in plans],
             "loss": self._loss_in_words(plans),
-            "features": found["rows"],
+            "features": rows,
             "cache": None,
         }
         objective = Objective(

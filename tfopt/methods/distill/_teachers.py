@@ -186,6 +186,7 @@ class TfliteTeacher:
         found = tf.numpy_function(
             self._run, tensors, [tf.float32] * len(self._outputs), stateful=False
         )
+        found = tf.nest.flatten(found)  # eagerly, one comes as it is
         batch = tensors[0].shape[0]
         for tensor, info in zip(found, self._outputs, strict=True):
             shape = info.shape and (batch, *info.shape[1:])
