@@ -14,6 +14,8 @@ from tfopt.freezing import rewrite, sources, state
 from tfopt.freezing.output import FrozenModel
 from tfopt.types import TfoptError
 
+_MARKS = ("_XlaMustCompile", "_noinline")
+
 
 @dataclasses.dataclass(frozen=True)
 class FrozenGraph:
@@ -76,6 +78,7 @@ def frozen_graph(
         first = state.add_state(plan, graph)
         from tfopt.freezing import inlining
 
+        _allow_inlining(graph)
         graph = inlining.inline(opened, graph, first)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "frozen.pb"
@@ -105,6 +108,20 @@ def _key(opened: sources.Source, wanted: str | None) -> str:
             f"{sorted(found)}. Received: signature_key=None for {opened.where}"
         )
     return found[0]
+
+
+def _allow_inlining(graph: rewrite.Rewritten) -> None:
+    """Takes marks off functions that would keep Grappler from inlining them.
+
+    Keras puts grouped convolutions into functions that XLA compiles on a CPU.
+    """
+    for function in graph.functions:
+        for mark in _MARKS:
+            function.attr.pop(mark, None)
+    for nodes in (graph.nodes, *(function.node_def for function in graph.functions)):
+        for node in nodes:
+            for mark in _MARKS:
+                node.attr.pop(mark, None)
 
 
 def _tensors(infos: Any, key: str) -> dict[str, str]:

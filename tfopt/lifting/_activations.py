@@ -42,6 +42,30 @@ def relu(network: Network, operation: tf.Operation) -> Match:
     return one_layer(operation, network.operands(operation), "ReLU", max_value=limit)
 
 
+def clipped(network: Network, operation: tf.Operation) -> Match | None:
+    """Values cut off at zero, and at a limit, by Maximum and Minimum."""
+    parts = split_constant(network, operation)
+    if parts is None:
+        return None
+    other = "Minimum" if operation.type == "Maximum" else "Maximum"
+    inner = produced_by(network, parts[0], other)
+    more = inner and split_constant(network, inner)
+    bounds = {operation.type: parts[1]}
+    operations, value = [operation], parts[0]
+    if inner and more:
+        bounds[inner.type] = more[1]
+        operations, value = [operation, inner], more[0]
+    if not is_scalar(bounds.get("Maximum"), 0):
+        return None
+    limit = bounds.get("Minimum")
+    if limit is not None and (limit.size != 1 or limit.max() <= 0):
+        return None
+    top = None if limit is None else float(limit.reshape(()))
+    match = one_layer(operation, [value], "ReLU", max_value=top)
+    match.operations = operations
+    return match
+
+
 def leaky_relu(network: Network, operation: tf.Operation) -> Match:
     """LeakyRelu; the two Kerases call its slope differently."""
     slope = operation.get_attr("alpha")
@@ -51,6 +75,41 @@ def leaky_relu(network: Network, operation: tf.Operation) -> Match:
 def softmax(network: Network, operation: tf.Operation) -> Match:
     """Softmax over the last axis."""
     return one_layer(operation, network.operands(operation), "Softmax")
+
+
+def prelu(network: Network, operation: tf.Operation) -> Match | None:
+    """`relu(x) - slope * relu(-x)` with constant slopes."""
+    operands = network.operands(operation)
+    for first, second in (operands, operands[::-1]):
+        positive = produced_by(network, first, "Relu")
+        product = produced_by(network, second, "Mul")
+        parts = product and split_constant(network, product)
+        negative = parts and produced_by(network, parts[0], "Relu")
+        minus = negative and produced_by(network, negative.inputs[0], "Neg")
+        if not positive or not product or not parts or not negative or not minus:
+            continue
+        value = network.source(positive.inputs[0])
+        if network.source(minus.inputs[0]).name != value.name:
+            continue
+        sizes = value.shape.as_list()[1:]
+        slopes = -parts[1].reshape((1,) * (len(sizes) - parts[1].ndim) + parts[1].shape)
+        if slopes.ndim != len(sizes):
+            continue
+        match = one_layer(
+            operation,
+            [value],
+            "PReLU",
+            shared_axes=[
+                axis + 1 for axis, size in enumerate(slopes.shape) if size == 1
+            ],
+        )
+        match.operations = [operation, positive, product, negative, minus]
+        given = [product.inputs[parts[2]]]
+        match.steps[0].weights = [slopes]
+        match.steps[0].origin = network.leaves(given)
+        match.steps[0].config["trainable"] = network.is_trainable(given)
+        return match
+    return None
 
 
 def swish(network: Network, operation: tf.Operation) -> Match | None:
@@ -122,7 +181,10 @@ def _normal_tail(
 
 RULES = {
     **dict.fromkeys(_NAMES, (named,)),
+    **dict.fromkeys(("Add", "AddV2"), (prelu,)),
     "LeakyRelu": (leaky_relu,),
+    "Maximum": (clipped,),
+    "Minimum": (clipped,),
     "Mul": (gelu, swish),
     "Relu": (relu,),
     "Relu6": (relu,),

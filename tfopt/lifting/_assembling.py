@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfopt._keras import operations
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
-from tfopt.lifting import _naming
+from tfopt.lifting import _naming, _sizes
 from tfopt.lifting._covering import Item, Raw
 from tfopt.lifting._match import Match, Step
 from tfopt.lifting._network import Network
@@ -160,6 +160,23 @@ class _Assembly:
         self._calls.append(call)
         for tensor, value in zip(operation.outputs, outputs, strict=True):
             self._values[tensor.name] = value
+        if any(_sizes.sizes(tensor) is not None for tensor in raw.inputs):
+            self._fix_shape(operation.outputs[0], name)
+
+    def _fix_shape(self, tensor: tf.Tensor, name: str) -> None:
+        """Tells Keras the shape of what is made by sizes, which it doesn't compute."""
+        shape = tensor.shape.as_list()
+        if not tensor.dtype.is_floating or len(shape) < 2 or None in shape[1:]:
+            return
+        unique = self._names.unique(f"{name}_shape")
+        config = {"name": unique, "dtype": tensor.dtype.name}
+        cls = self._keras.layers.Reshape
+        spec = LayerSpec(cls, config | {"target_shape": tuple(shape[1:])}, unique, [])
+        call = Call(spec, (self._values[tensor.name],), {}, [])
+        call.outputs = [_value(tensor)]
+        call.output.producer = call
+        self._calls.append(call)
+        self._values[tensor.name] = call.output
 
     def _keywords(self, raw: Raw, name: str) -> dict[str, Any]:
         """Returns what `tf.raw_ops` takes: operands and attributes."""

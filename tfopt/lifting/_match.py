@@ -133,4 +133,6 @@ def is_scalar(value: np.ndarray | None, expected: float | None = None) -> bool:
     """Returns whether a constant is one number (close to an expected one)."""
     if value is None or value.size != 1:
         return False
-    return expected is None or bool(np.isclose(float(value.reshape(())), expected))
+    return expected is None or bool(
+        np.isclose(float(value.reshape(())), expected, atol=0)
+    )

@@ -60,6 +60,9 @@ class Names:
         for inner in _INNER:
             scope = scope.removesuffix(inner)
         own = self._short(paths[0])
+        if len(paths) > 1 and isinstance(item, Match):
+            step = item.steps[-1]
+            own = f"{scope}/{step.config.get('activation') or step.kind}"
         parent = scope
         if len(paths) == 1:
             folder = os.path.dirname(paths[0])

@@ -115,12 +115,14 @@ class Network:
         return self.variables is None or bool(self.leaves(tensors) & self.variables)
 
     def leaves(self, tensors: Iterable[tf.Tensor]) -> frozenset[str]:
-        """Returns the nodes from which constants are computed, and have no inputs."""
+        """Returns the arrays of floats that constants are computed from."""
         waiting, found = [self.source(tensor).op for tensor in tensors], set()
         while waiting:
             operation = waiting.pop()
-            if not operation.inputs:
-                found.add(operation.name)
+            if not operation.inputs and operation.outputs:
+                tensor = operation.outputs[0]
+                if tensor.dtype.is_floating and tensor.shape.rank != 0:
+                    found.add(operation.name)
             waiting += [tensor.op for tensor in operation.inputs]
         return frozenset(found)
 
@@ -185,7 +187,9 @@ class Network:
 
     def _check(self) -> None:
         fed = {tensor.op.name for tensor in self.inputs.values()}
-        for operation in self._live:
+        # Loops first: what is wrong with their parts follows from that.
+        loops = [each for each in self._live if each.type in _CONTROL_FLOW]
+        for operation in [*loops, *self._live]:
             if operation.name in fed:
                 continue
             problem = _problem(operation, operation.name in self._dynamic)
@@ -202,7 +206,10 @@ def _problem(operation: tf.Operation, is_dynamic: bool) -> str:
     kind = operation.type
     types = [tensor.dtype for tensor in [*operation.inputs, *operation.outputs]]
     if kind in _CONTROL_FLOW:
-        return "branches, loops and calls are not lifted"
+        return (
+            "branches, loops (such as those of recurrent layers that are not "
+            "unrolled) and calls are not lifted"
+        )
     if kind == "Placeholder":
         return "an input is missing in the signature"
     if not is_dynamic:

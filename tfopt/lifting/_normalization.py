@@ -17,6 +17,7 @@ from tfopt.lifting._match import (
 )
 from tfopt.lifting._network import Network
 from tfopt.lifting._sizes import sizes
+from tfopt.lifting._weighted import core_of
 
 # What Keras adds to a variance by default. A layer that only scales and shifts gets
 # the variance that makes it exactly one.
@@ -73,7 +74,7 @@ def affine(network: Network, operation: tf.Operation) -> Match | None:
     The first become a BatchNormalization, which layers before it absorb; the others
     a Rescaling.
     """
-    found = _affine(network, operation)
+    found = _joined(network, operation)
     if found is None:
         return None
     numbers = [x for x in (found.scale, found.shift) if x is not None]
@@ -100,7 +101,7 @@ def affine(network: Network, operation: tf.Operation) -> Match | None:
 
 
 def _affine(network: Network, operation: tf.Operation) -> _Affine | None:
-    """Reads a product, a sum, or the sum of a product."""
+    """Reads a product, or a sum, with a constant."""
     if not operation.outputs[0].dtype.is_floating:
         return None
     parts = split_constant(network, operation)
@@ -118,24 +119,36 @@ def _affine(network: Network, operation: tf.Operation) -> _Affine | None:
         if position == 0:
             return None
         constant = -constant
-    product = produced_by(network, tensor, *_FACTORS)
-    inner = None if product is None else _affine(network, product)
-    if inner is None or inner.shift is not None or _is_alone(network, tensor):
-        return _Affine([operation], tensor, shift=constant, tensors=[given])
+    return _Affine([operation], tensor, shift=constant, tensors=[given])
+
+
+def _joined(network: Network, operation: tf.Operation) -> _Affine | None:
+    """Reads a product and a sum, one after the other, or one of them."""
+    outer = _affine(network, operation)
+    if outer is None or not _is_passed_on(network, outer.value):
+        return outer
+    kinds = _SUMS if outer.shift is None else _FACTORS
+    before = produced_by(network, outer.value, *kinds)
+    inner = None if before is None else _affine(network, before)
+    # What a layer before it takes as its bias is not ours.
+    if inner is None or (outer.shift is None and core_of(network, inner.value)):
+        return outer
+    scale = inner.scale if outer.scale is None else outer.scale
+    shift = outer.shift if inner.shift is None else inner.shift * scale
     return _Affine(
         [operation, *inner.operations],
         inner.value,
-        inner.scale,
-        constant,
-        [*inner.tensors, given],
+        scale,
+        shift,
+        [*inner.tensors, *outer.tensors],
     )
 
 
-def _is_alone(network: Network, tensor: tf.Tensor) -> bool:
-    """Returns whether a tensor is needed by more than one operation."""
+def _is_passed_on(network: Network, tensor: tf.Tensor) -> bool:
+    """Returns whether just one operation needs a tensor."""
     if tensor.name in network.output_sources:
-        return True
-    return len(network.consumers(tensor)) != 1
+        return False
+    return len(network.consumers(tensor)) == 1
 
 
 def _scale_and_shift(
@@ -162,7 +175,7 @@ def _from_statistics(network: Network, found: _Affine) -> Match | None:
     `scale = gamma * rsqrt(variance + epsilon)`, `shift = beta - mean * scale`, as
     `tf.nn.batch_normalization` computes them; gamma may be missing.
     """
-    if len(found.tensors) != 2 or found.operations[-1].type != "Mul":
+    if [each.type in _SUMS for each in found.operations] != [True, False]:
         return None
     scale, shift = (network.source(tensor) for tensor in found.tensors)
     root, gamma = scale.op, None
@@ -359,11 +372,8 @@ def _layer_norm(
     }
     if not network.is_trainable(tensors):
         config["trainable"] = False
-    step = Step(
-        "LayerNormalization",
-        config,
-        [vector for vector in vectors if vector is not None],
-    )
+    known = [vector for vector in vectors if vector is not None]
+    step = Step("LayerNormalization", config, known)
     step.origin = network.leaves(tensors)
     return Match(operations, [value], [step])
 

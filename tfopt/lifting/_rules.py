@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfopt.lifting import _activations, _normalization, _shapes, _weighted
+from tfopt.lifting import _activations, _normalization, _shapes, _slices, _weighted
 from tfopt.lifting._match import Match, Rule
 from tfopt.lifting._network import Network
 from tfopt.types import TfoptError
@@ -22,7 +22,8 @@ _FIRST: dict[str, tuple[Rule, ...]] = {
     "FusedBatchNormV3": (_normalization.fused_batch_norm,),
     **dict.fromkeys(
         (
-            *("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Conv2D"),
+            *("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BatchToSpaceND"),
+            *("Conv2D",),
             *("Conv2DBackpropInput", "Conv3D", "DepthwiseConv2dNative", "Einsum"),
             *("MatMul", "Reshape", "Squeeze"),
         ),
@@ -83,5 +84,5 @@ def _check_layout(network: Network, match: Match) -> None:
 
 
 def _rules(kind: str) -> Iterator[Rule]:
-    for table in (_FIRST, _activations.RULES, _shapes.RULES, _LAST):
+    for table in (_FIRST, _slices.RULES, _activations.RULES, _shapes.RULES, _LAST):
         yield from table.get(kind, ())

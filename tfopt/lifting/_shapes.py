@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.lifting._match import Match, Step, one_layer, produced_by
+from tfopt.lifting._match import (
+    Match,
+    Step,
+    is_scalar,
+    one_layer,
+    produced_by,
+    split_constant,
+)
 from tfopt.lifting._network import Network
 
 _MERGING = {
@@ -23,20 +30,20 @@ _MERGING = {
 
 
 def pooling(network: Network, operation: tf.Operation) -> Match | None:
-    """MaxPool and AvgPool of images."""
-    kind = {"MaxPool": "MaxPooling2D", "AvgPool": "AveragePooling2D"}[operation.type]
+    """Max and average pooling of images and volumes."""
     sizes = list(operation.get_attr("ksize"))
     strides = list(operation.get_attr("strides"))
     padding = operation.get_attr("padding").decode().lower()
-    over_images = {sizes[0], sizes[3], strides[0], strides[3]} == {1}
-    if padding == "explicit" or not over_images:
+    inside = {sizes[0], sizes[-1], strides[0], strides[-1]} == {1}
+    if padding == "explicit" or not inside:
         return None
+    kind = "Max" if operation.type.startswith("Max") else "Average"
     return one_layer(
         operation,
         network.operands(operation),
-        kind,
-        pool_size=tuple(sizes[1:3]),
-        strides=tuple(strides[1:3]),
+        f"{kind}Pooling{len(sizes) - 2}D",
+        pool_size=tuple(sizes[1:-1]),
+        strides=tuple(strides[1:-1]),
         padding=padding,
     )
 
@@ -47,13 +54,11 @@ def pooling1d(network: Network, operation: tf.Operation) -> Match | None:
     expand = pool and produced_by(network, pool.inputs[0], "ExpandDims")
     if not pool or not expand:
         return None
-    axis = network.value(expand.inputs[1])
+    where = network.value(expand.inputs[1])
     inner = pooling(network, pool)
     squeezed = {index % 4 for index in operation.get_attr("squeeze_dims")}
-    if axis is None or inner is None or squeezed != {int(axis) % 4}:
-        return None
-    axis = int(axis) % 4
-    if axis not in (1, 2):
+    axis = 0 if where is None else int(where) % 4
+    if inner is None or squeezed != {axis} or axis not in (1, 2):
         return None
     config = inner.steps[0].config
     if config["pool_size"][axis - 1] != 1 or config["strides"][axis - 1] != 1:
@@ -207,6 +212,7 @@ def embedding(network: Network, operation: tf.Operation) -> Match | None:
         return None
     if network.is_constant(indices) or indices.shape.rank == 0:
         return None
+    operations, indices = _from_the_end(network, indices, len(value))
     config: dict[str, Any] = {
         "input_dim": len(value),
         "output_dim": int(value.shape[1]),
@@ -215,16 +221,38 @@ def embedding(network: Network, operation: tf.Operation) -> Match | None:
         config["trainable"] = False
     step = Step("Embedding", config, [np.asarray(value)])
     step.origin = network.leaves([table])
-    return Match([operation], [indices], [step])
+    return Match([operation, *operations], [indices], [step])
+
+
+def _from_the_end(
+    network: Network, indices: tf.Tensor, size: int
+) -> tuple[list[tf.Operation], tf.Tensor]:
+    """Skips Keras 3's way of counting negative indices from the end of a table.
+
+    That is `where(indices < 0, indices + size, indices)`, which no valid index needs.
+    """
+    choice = produced_by(network, indices, "SelectV2")
+    if choice is None:
+        return [], indices
+    is_negative, moved, given = network.operands(choice)
+    less = produced_by(network, is_negative, "Less")
+    add = produced_by(network, moved, "Add", "AddV2")
+    compared, added = (x and split_constant(network, x) for x in (less, add))
+    if not less or not add or not compared or not added:
+        return [], indices
+    if {compared[0].name, added[0].name} != {given.name} or compared[2] != 1:
+        return [], indices
+    if not is_scalar(compared[1], 0) or not is_scalar(added[1], size):
+        return [], indices
+    return [choice, less, add], given
 
 
 RULES = {
-    "AvgPool": (pooling,),
+    **dict.fromkeys(("AvgPool", "AvgPool3D", "MaxPool", "MaxPool3D"), (pooling,)),
     "ConcatV2": (concatenate,),
     "ExpandDims": (reshape,),
     "GatherV2": (embedding,),
     "Max": (reduction,),
-    "MaxPool": (pooling,),
     "Mean": (reduction,),
     "Pad": (padding,),
     "PadV2": (padding,),

@@ -55,9 +55,11 @@ def with_bias(network: Network, operation: tf.Operation) -> Match | None:
     if parts is None:
         return None
     tensor, bias, position = parts
-    core = core_of(network, tensor)
-    if core is None or operation.outputs[0].shape.rank != tensor.shape.rank:
+    if operation.outputs[0].shape.rank != tensor.shape.rank:
         return None
+    core = core_of(network, tensor)
+    if core is None:
+        return _with_bias_behind_reshape(network, operation)
     if core.step.kind == "EinsumDense":
         rank = len(np.squeeze(bias).shape)
         sizes = tensor.shape.as_list()[-rank:] if rank else []
@@ -74,6 +76,34 @@ def with_bias(network: Network, operation: tf.Operation) -> Match | None:
     core.step.weights.append(vector)
     core.operations.insert(0, operation)
     return core.match(network, operation.inputs[position])
+
+
+def _with_bias_behind_reshape(
+    network: Network, operation: tf.Operation
+) -> Match | None:
+    """Matches a bias that is added after the last axis was split, or others removed."""
+    parts = split_constant(network, operation)
+    if parts is None:
+        return None
+    tensor, bias, position = parts
+    reshape = produced_by(network, tensor, "Reshape", "Squeeze")
+    core = None if reshape is None else core_of(network, reshape.inputs[0])
+    shape = tensor.shape.as_list()
+    bias = np.squeeze(bias)
+    if reshape is None or core is None or core.labels or None in shape[1:]:
+        return None
+    channels = reshape.inputs[0].shape[-1]
+    if not bias.ndim or list(bias.shape) != shape[-bias.ndim :]:
+        return None
+    if bias.size != channels or len(shape) <= bias.ndim:
+        return None
+    core.step.config["use_bias"] = True
+    core.step.weights.append(bias.reshape(-1))
+    core.operations = [operation, reshape, *core.operations]
+    match = core.match(network, operation.inputs[position])
+    config = {"target_shape": tuple(shape[1:])}
+    match.steps.append(Step("Reshape", config, suffix="_reshape"))
+    return match
 
 
 def core_of(network: Network, tensor: tf.Tensor) -> Core | None:
@@ -183,6 +213,39 @@ def _conv1d(network: Network, operation: tf.Operation) -> Core | None:
     return core
 
 
+def _dilated(network: Network, operation: tf.Operation) -> Core | None:
+    """BatchToSpaceND of a convolution of SpaceToBatchND: one with dilation."""
+    core = core_of(network, operation.inputs[0])
+    spread = core and produced_by(network, core.inputs[0], "SpaceToBatchND")
+    if core is None or not spread or core.before is not None:
+        return None
+    config = core.step.config
+    values = [network.value(x) for x in (*spread.inputs[1:], *operation.inputs[1:])]
+    if config.get("padding") != "valid" or any(value is None for value in values):
+        return None
+    block, pads, block_after, crops = (np.asarray(value) for value in values)
+    if not np.array_equal(block, block_after):
+        return None
+    added = pads - crops
+    kernel = np.reshape(config["kernel_size"], -1)
+    is_free = np.reshape(config["dilation_rate"], -1).max() == 1
+    if len(kernel) != len(block) or not is_free or added.min() < 0:
+        return None
+    total = (kernel - 1) * block
+    same = np.stack([total // 2, total - total // 2], axis=1)
+    if np.array_equal(added, same):
+        config["padding"] = "same"
+    elif added.any():
+        pairs = tuple(tuple(map(int, pair)) for pair in added)
+        padding = {"padding": pairs[0] if len(pairs) == 1 else pairs}
+        core.before = Step(f"ZeroPadding{len(pairs)}D", padding, suffix="_pad")
+    rate = tuple(map(int, block))
+    config["dilation_rate"] = rate[0] if len(rate) == 1 else rate
+    core.operations = [operation, *core.operations, spread]
+    core.inputs = [network.source(spread.inputs[0])]
+    return core
+
+
 def _product(network: Network, operation: tf.Operation) -> Core | None:
     value, kernel = network.operands(operation)
     weights = _matrix(network, operation)
@@ -213,7 +276,7 @@ def _dense(
     weights: np.ndarray,
     kernel: tf.Tensor,
 ) -> Core | None:
-    if not weights.dtype.kind == "f" or value.shape[-1] != weights.shape[0]:
+    if weights.dtype.kind != "f" or value.shape[-1] != weights.shape[0]:
         return None
     config = {"units": int(weights.shape[1]), "use_bias": False}
     return Core(operations, [value], Step("Dense", config, [weights]), kernel)
@@ -291,6 +354,7 @@ def _padding(operation: tf.Operation) -> tuple[str, Step | None] | None:
 
 
 _CORES = {
+    "BatchToSpaceND": _dilated,
     "Conv2D": _conv,
     "Conv2DBackpropInput": _transposed,
     "Conv3D": _conv,
