@@ -6,6 +6,7 @@ A spec is `FILE.npz`, with the arrays `x_train y_train x_test y_test`, or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -242,14 +243,63 @@ def load_data(spec: str | os.PathLike[str]) -> Data:
     )
 
 
+def load_examples(
+    spec: str | os.PathLike[str], *, split: str = "test"
+) -> tuple[Arrays, Arrays | None]:
+    """Loads what models are measured on; labels may be missing.
+
+    Args:
+        spec: As for `load_data`; but the `.npz` file needs no other split, and no
+            labels. One without any array `x_...` or `y_...` holds the inputs by name.
+        split: `"train"` or `"test"`.
+
+    Returns:
+        Inputs and labels, None if there are no labels.
+
+    Raises:
+        TfoptError: The file or function is missing, damaged or incomplete.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/digits.npz"
+        >>> np.savez(path, x_test=np.zeros([6, 28, 28], np.uint8))
+        >>> inputs, labels = load_examples(path)
+        >>> inputs.shape, labels
+        ((6, 28, 28), None)
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'Expected "train" or "test". Received: split={split!r}')
+    text = os.fspath(spec)
+    if not text.endswith(".npz"):
+        return getattr(load_data(text), split).arrays()
+    with _opened(text) as file:
+        if not any(name.startswith(("x_", "y_")) for name in file):
+            inputs: Arrays = {name: file[name] for name in file}
+        else:
+            inputs = _read(file, f"x_{split}")
+        key = f"y_{split}"
+        has_labels = any(name == key or name.startswith(f"{key}/") for name in file)
+        labels = _read(file, key) if has_labels else None
+    _check_lengths(inputs, inputs if labels is None else labels, f"data={text!r}")
+    return inputs, labels
+
+
 def _load_npz(path: str) -> Data:
+    with _opened(path) as file:
+        splits = {
+            name: Split((_read(file, f"x_{name}"), _read(file, f"y_{name}")), name)
+            for name in ("train", "test")
+        }
+    return Data(**splits)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yields an `.npz` file; what is wrong with it becomes an error that names it."""
     try:
         # Opened here: np.load leaves a damaged file open.
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            splits = {
-                name: Split((_read(file, f"x_{name}"), _read(file, f"y_{name}")), name)
-                for name in ("train", "test")
-            }
+            yield file
     except FileNotFoundError as error:
         raise TfoptError(
             f"No such data file. Expected an .npz file. Received: data={path!r}"
@@ -262,7 +312,6 @@ def _load_npz(path: str) -> Data:
         ) from error
     except TfoptError as error:
         raise TfoptError(f"{error} (in data={path!r})") from error
-    return Data(**splits)
 
 
 def _read(file: Mapping[str, np.ndarray], key: str) -> Arrays:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -180,7 +180,7 @@ def interleave(
         name: Timing(
             samples_ms=tuple(samples[name]),
             calls_per_sample=calls[name],
-            queue_shares=_all_or_none(shares[name]),
+            queue_shares=all_or_none(shares[name]),
         )
         for name in candidates
     }
@@ -209,6 +209,22 @@ def run_queue_delays() -> dict[str, int] | None:
             if thread.exists():
                 return None
     return delays
+
+
+def queue_share(
+    before: Mapping[str, int] | None, after: Mapping[str, int] | None, seconds: float
+) -> float | None:
+    """Returns the share of a duration that threads waited for a core.
+
+    Args:
+        before: `run_queue_delays` at its begin.
+        after: The same at its end.
+        seconds: How long it took.
+    """
+    if before is None or after is None:
+        return None
+    waited_ns = sum(delay - before.get(thread, 0) for thread, delay in after.items())
+    return waited_ns / 1e9 / seconds
 
 
 def _check(
@@ -251,11 +267,7 @@ def _calls_per_sample(candidate: Callable[[], object], min_sample_ms: float) -> 
 def _sample(candidate: Callable[[], object], calls: int) -> tuple[float, float | None]:
     before = run_queue_delays()
     seconds = _time(candidate, calls)
-    after = run_queue_delays()
-    if before is None or after is None:
-        return seconds, None
-    waited_ns = sum(delay - before.get(thread, 0) for thread, delay in after.items())
-    return seconds, waited_ns / 1e9 / seconds
+    return seconds, queue_share(before, run_queue_delays(), seconds)
 
 
 def _time(candidate: Callable[[], object], calls: int) -> float:
@@ -265,6 +277,7 @@ def _time(candidate: Callable[[], object], calls: int) -> float:
     return time.perf_counter() - begin
 
 
-def _all_or_none(shares: list[float | None]) -> tuple[float, ...] | None:
+def all_or_none(shares: Sequence[float | None]) -> tuple[float, ...] | None:
+    """Returns the shares, or None if one isn't known."""
     known = tuple(share for share in shares if share is not None)
     return known if len(known) == len(shares) else None

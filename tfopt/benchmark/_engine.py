@@ -1,0 +1,117 @@
+"""Any model as a function from NumPy arrays to NumPy arrays, in this process.
+
+Both directions are part of every call, whatever the format: what is measured is what a
+program pays that has NumPy arrays and wants NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfopt.types import Signature, TfoptError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Engine(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        signature: What it takes and gives.
+        config: The options that it runs with, for the report.
+        free_rows: Whether it takes any number of rows at once.
+    """
+
+    signature: Signature
+    config: dict[str, Any]
+    free_rows: bool
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Returns the outputs of one call, all by name."""
+
+    def run_parallel(self, inputs: Arrays, calls: int) -> None:
+        """Runs so many calls with all its workers; the outputs are thrown away."""
+
+    def profile(self, inputs: Arrays, runs: int) -> list[list[dict[str, Any]]]:
+        """Returns for each run the `name`, `op` and `time_us` of its operators."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+
+def import_runtime(format: str) -> None:
+    """Imports what runs models of a format, so that it isn't counted as loading."""
+    name = "tfopt.runner" if format == "tflite" else "tensorflow"
+    importlib.import_module(name)
+
+
+def open_engine(path: str, format: str, **options: Any) -> Engine:
+    """Loads a model.
+
+    Args:
+        path: Where it is.
+        format: See `ModelFile`.
+        **options: `rows` (of one call), `num_workers`, `num_threads`,
+            `signature_key`, `inputs` and `outputs` (of graph files), `floats` (whether
+            quantized inputs and outputs are floats).
+
+    Raises:
+        TfoptError: It cannot be loaded.
+    """
+    if format == "tflite":
+        from tfopt.benchmark import _litert
+
+        return _litert.open_tflite(path, **options)
+    from tfopt.benchmark import _tensorflow
+
+    return _tensorflow.open_model(path, format, **options)
+
+
+def predict(engine: Engine, inputs: Arrays, rows: int) -> Arrays:
+    """Returns a model's outputs for any number of rows, in calls of so many.
+
+    Raises:
+        TfoptError: An output doesn't have one row for each row of the inputs.
+    """
+    total = len(next(iter(inputs.values())))
+    parts: list[Arrays] = []
+    for start in range(0, total, rows):
+        part = {name: array[start : start + rows] for name, array in inputs.items()}
+        given = len(next(iter(part.values())))
+        if given < rows and not engine.free_rows:  # filled up with the last row
+            index = np.minimum(np.arange(rows), given - 1)
+            part = {name: array[index] for name, array in part.items()}
+        outputs = engine.run(part)
+        for name, value in outputs.items():
+            if not value.ndim or len(value) != len(next(iter(part.values()))):
+                raise TfoptError(
+                    "Outputs cannot be told apart by example. Expected as many rows as "
+                    f"the inputs have. Received: output {name!r} {list(value.shape)}"
+                )
+        parts.append({name: value[:given] for name, value in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_threads(call: Any, calls: int, workers: int) -> None:
+    """Calls a function so many times, from several threads."""
+    if workers == 1:
+        for _ in range(calls):
+            call()
+        return
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(call) for _ in range(calls)]:
+            future.result()
+
+
+def by_name(names: Sequence[str], values: Any) -> Arrays:
+    """Returns outputs by name, from a mapping, a sequence or a single array."""
+    if isinstance(values, Mapping):
+        return {name: np.asarray(values[name]) for name in names}
+    if isinstance(values, (list, tuple)):
+        return dict(zip(names, map(np.asarray, values), strict=True))
+    return {names[0]: np.asarray(values)}

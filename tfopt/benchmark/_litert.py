@@ -1,0 +1,148 @@
+"""`.tflite` files as engines, through the Runner; never imports TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, Literal
+
+from tfopt import tflite_file
+from tfopt.benchmark import _engine, _inputs, _litert_profile, _timing
+from tfopt.runner import Runner
+from tfopt.types import TfoptError
+
+_TRIALS_ROWS = (8, 32, 128)
+_TRIAL_MS = 60.0
+
+
+def open_tflite(
+    path: str,
+    *,
+    rows: int,
+    num_workers: int | Literal["auto"] = "auto",
+    num_threads: int | Literal["auto"] = "auto",
+    signature_key: str | None = None,
+    floats: bool = False,
+    inputs: Any = (),
+    outputs: Any = (),
+) -> TfliteEngine:
+    """Opens a file; see `_engine.open_engine`. Inputs and outputs have names already.
+
+    Raises:
+        TfoptError: It cannot be read or run.
+    """
+    runner = Runner(
+        path,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        batch_size=rows,
+        signature_key=signature_key,
+        quantized_io="float" if floats else "auto",
+    )
+    return TfliteEngine(path, runner)
+
+
+class TfliteEngine:
+    """A `.tflite` file in a Runner; see `_engine.Engine`."""
+
+    free_rows = True
+
+    def __init__(self, path: str, runner: Runner) -> None:
+        self._path = path
+        self._runner = runner
+        self.signature = runner.signature
+        self._names = [info.name for info in runner.signature.outputs]
+        self.config = {
+            "num_workers": runner.num_workers,
+            "num_threads": runner.num_threads,
+        }
+
+    def run(self, inputs: _engine.Arrays) -> _engine.Arrays:
+        """Returns the outputs of one call, all by name."""
+        return _engine.by_name(self._names, self._runner.run(inputs))
+
+    def run_parallel(self, inputs: _engine.Arrays, calls: int) -> None:
+        """Lets all workers go through so many batches."""
+        for _ in self._runner.map(itertools.repeat(inputs, calls)):
+            pass
+
+    def profile(self, inputs: _engine.Arrays, runs: int) -> list[list[dict[str, Any]]]:
+        """Runs the file in LiteRT's own C interface, operator by operator."""
+        outputs = self.run(inputs)
+        infos = self.signature.inputs
+        signatures = tflite_file.read(self._path).signatures
+        keys = [signature.key for signature in signatures]
+        key = self.signature.key
+        model = _litert_profile.ProfiledModel(
+            self._path,
+            [inputs[info.name] for info in infos],
+            [(outputs[name].shape, outputs[name].dtype) for name in self._names],
+            signature_index=keys.index(key) if key in keys else 0,
+            num_threads=self._runner.num_threads,
+        )
+        for _ in range(3):
+            model.run()
+        return [
+            [
+                {
+                    "name": str(event.index),
+                    "op": event.name,
+                    "delegate": event.delegate,
+                    "time_us": event.time_us,
+                }
+                for event in model.profile()
+            ]
+            for _ in range(runs)
+        ]
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._runner.close()
+
+
+def autotune(path: str, cores: int, **options: Any) -> list[dict[str, Any]]:
+    """Tries workers x threads x rows on made-up inputs; returns the fastest first.
+
+    Args:
+        path: The `.tflite` file.
+        cores: Workers times threads are at most this many.
+        **options: Further ones of `open_tflite`.
+
+    Returns:
+        `num_workers`, `num_threads`, `rows` and `rows_per_second` of each that ran.
+
+    Raises:
+        TfoptError: None did.
+    """
+    splits = dict.fromkeys([(1, 1), (cores, 1), (1, cores)])
+    found, problem = [], ""
+    for (workers, threads), rows in itertools.product(splits, _TRIALS_ROWS):
+        try:
+            engine = open_tflite(
+                path, rows=rows, num_workers=workers, num_threads=threads, **options
+            )
+        except (TfoptError, ValueError) as error:  # stateful ones take one worker
+            problem = str(error)
+            continue
+        try:
+            inputs = _inputs.random_inputs(engine.signature, rows=rows)
+            calls = 2 * workers
+            timing = _timing.interleave(
+                {"": functools.partial(engine.run_parallel, inputs, calls)},
+                rounds=3,
+                min_sample_ms=_TRIAL_MS / 3,
+            )[""]
+            real = len(next(iter(inputs.values())))
+            found.append(
+                {
+                    "num_workers": workers,
+                    "num_threads": threads,
+                    "rows": rows,
+                    "rows_per_second": real * calls / timing.median_ms * 1e3,
+                }
+            )
+        finally:
+            engine.close()
+    if not found:
+        raise TfoptError(f"No set-up runs the model. Received: {path!r}: {problem}")
+    return sorted(found, key=lambda row: -row["rows_per_second"])

@@ -1,0 +1,310 @@
+"""Where the time of a `.tflite` file goes, operator by operator, XNNPACK's included.
+
+`Interpreter` has no way to read a profile, but the wheel's `libLiteRt.so` does: its C
+interface is called through ctypes here. Struct layouts and signatures are those of
+https://github.com/google-ai-edge/LiteRT/tree/main/litert/c, whose sizes LiteRT asserts
+as its ABI; versions that were not tried are refused, since an argument too few would
+be a crash. Run it in a process of its own all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt.types import TfoptError
+
+# `LiteRtCreateModelFromFile` takes the environment since 2.2.
+_TRIED = ("2.3",)
+_ALIGNMENT = 64
+_MAX_RANK = 8
+_CPU = 1
+_OPERATOR, _DELEGATE_OPERATOR, _DELEGATE_PROFILED = 2, 4, 8
+# Numbers of LiteRtElementType.
+_ELEMENT_TYPES = {
+    "float32": 1,
+    "int32": 2,
+    "uint8": 3,
+    "int64": 4,
+    "bool": 6,
+    "int16": 7,
+    "complex64": 8,
+    "int8": 9,
+    "float16": 10,
+    "float64": 11,
+    "uint64": 13,
+    "uint32": 16,
+    "uint16": 17,
+}
+_Handle = ctypes.c_void_p
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One operator of one run.
+
+    Attributes:
+        name: A TFLite operator (`"SOFTMAX"`), or a kernel of XNNPACK
+            (`"Convolution (NHWC, F32) IGEMM"`).
+        index: Its position in the file's subgraph, or within the delegate.
+        delegate: Whether it ran inside of a delegate.
+        time_us: Whole microseconds.
+    """
+
+    name: str
+    index: int
+    delegate: bool
+    time_us: int
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = [
+        ("rank", ctypes.c_uint, 7),
+        ("has_strides", ctypes.c_uint, 1),
+        ("dimensions", ctypes.c_int32 * _MAX_RANK),
+        ("strides", ctypes.c_uint32 * _MAX_RANK),
+    ]
+
+
+class _TensorType(ctypes.Structure):
+    _fields_ = [("element_type", ctypes.c_int), ("layout", _Layout)]
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = [
+        ("total_allocated_bytes", ctypes.c_size_t),
+        ("in_use_allocated_bytes", ctypes.c_size_t),
+        ("private_footprint_bytes", ctypes.c_size_t),
+    ]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("tag", ctypes.c_char_p),
+        ("event_type", ctypes.c_int),
+        ("start_timestamp_us", ctypes.c_uint64),
+        ("elapsed_time_us", ctypes.c_uint64),
+        ("begin_memory", _Memory),
+        ("end_memory", _Memory),
+        ("event_metadata1", ctypes.c_uint64),
+        ("event_metadata2", ctypes.c_uint64),
+        ("event_source", ctypes.c_int),
+    ]
+
+
+class ProfiledModel:
+    """A `.tflite` file that tells what each operator takes.
+
+    Args:
+        path: The file.
+        arrays: One array for each input of the signature, in its order, of the
+            file's own types; free axes get their sizes.
+        outputs: Shape and type of each output for these inputs.
+        signature_index: Position of the signature in the file.
+        num_threads: Threads of the kernels.
+
+    Raises:
+        TfoptError: Another version of LiteRT, a file that it can't run, or tensors of
+            strings.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        arrays: Sequence[np.ndarray],
+        outputs: Sequence[tuple[tuple[int, ...], np.dtype]],
+        *,
+        signature_index: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        self._library = _Library()
+        self._keep: list[Any] = []  # what C code points to
+        self._signature = ctypes.c_size_t(signature_index)
+        call = self._library.call
+        environment = call("CreateEnvironment", 0, None, result=True)
+        model = call("CreateModelFromFile", environment, path.encode(), result=True)
+        self._compiled = call(
+            "CreateCompiledModel",
+            environment,
+            model,
+            self._options(num_threads),
+            result=True,
+        )
+        for position, array in enumerate(arrays):
+            sizes = (ctypes.c_int * array.ndim)(*array.shape)
+            call(
+                "CompiledModelResizeInputTensorNonStrict",
+                self._compiled,
+                self._signature,
+                ctypes.c_size_t(position),
+                sizes,
+                ctypes.c_size_t(array.ndim),
+            )
+        self._inputs = self._buffers([(a.shape, a.dtype) for a in arrays], arrays)
+        self._outputs = self._buffers(outputs, [None] * len(outputs))
+        self._profiler = call("CompiledModelGetProfiler", self._compiled, result=True)
+
+    def run(self) -> None:
+        """Runs the model once, as it is without profiling."""
+        self._library.call(
+            "RunCompiledModel",
+            self._compiled,
+            self._signature,
+            ctypes.c_size_t(len(self._inputs)),
+            self._inputs,
+            ctypes.c_size_t(len(self._outputs)),
+            self._outputs,
+        )
+
+    def profile(self) -> list[Event]:
+        """Runs the model once and returns what each operator took, in order."""
+        with self._profiling():
+            self.run()
+        number = self._library.call(
+            "GetNumProfilerEvents", self._profiler, result=ctypes.c_int
+        )
+        events = (_Event * number.value)()
+        self._library.call(
+            "GetProfilerEvents", self._profiler, number.value, ctypes.byref(events)
+        )
+        return list(_operators(events))
+
+    @contextlib.contextmanager
+    def _profiling(self) -> Iterator[None]:
+        self._library.call("ResetProfiler", self._profiler)
+        self._library.call("StartProfiler", self._profiler)
+        try:
+            yield
+        finally:
+            self._library.call("StopProfiler", self._profiler)
+
+    def _options(self, num_threads: int) -> Any:
+        call = self._library.call
+        options = call("CreateOptions", result=True)
+        call("SetOptionsHardwareAccelerators", options, _CPU)
+        # The identifiers and the text are what LiteRT's own option classes write.
+        for identifier, text in (
+            (b"runtime_options_string", b"enable_profiling = true\n"),
+            (b"xnnpack", b"num_threads = %d\n" % num_threads),
+        ):
+            payload = ctypes.create_string_buffer(text)
+            keep = _Destructor(lambda _: None)  # Python owns the text
+            self._keep += [payload, keep]
+            opaque = call("CreateOpaqueOptions", identifier, payload, keep, result=True)
+            call("AddOpaqueOptions", options, opaque)
+        return options
+
+    def _buffers(
+        self,
+        kinds: Sequence[tuple[tuple[int, ...], np.dtype]],
+        values: Sequence[np.ndarray | None],
+    ) -> Any:
+        handles = (_Handle * len(kinds))()
+        for position, ((shape, dtype), value) in enumerate(
+            zip(kinds, values, strict=True)
+        ):
+            memory = _aligned(shape, dtype)
+            if value is not None:
+                memory[...] = value
+            kind = _tensor_type(shape, dtype)
+            self._keep += [memory, kind]
+            handle = self._library.call(
+                "CreateTensorBufferFromHostMemory",
+                ctypes.byref(kind),
+                ctypes.c_void_p(memory.ctypes.data),
+                ctypes.c_size_t(memory.nbytes),
+                None,
+                result=True,
+            )
+            handles[position] = handle
+        return handles
+
+
+class _Library:
+    """The C functions; each returns a status, which becomes an error."""
+
+    def __init__(self) -> None:
+        version = importlib.metadata.version("ai-edge-litert")
+        if not version.startswith(_TRIED):
+            raise TfoptError(
+                "Profiles of .tflite files need a version of LiteRT whose C interface "
+                f"was tried. Expected ai-edge-litert {' or '.join(_TRIED)}. "
+                f"Received: {version}"
+            )
+        spec = importlib.util.find_spec("ai_edge_litert")
+        folders = (spec and spec.submodule_search_locations) or [""]
+        path = pathlib.Path(folders[0]) / "libLiteRt.so"
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise TfoptError(
+                "Cannot load LiteRT's C library. Expected libLiteRt.so in the package "
+                f"ai-edge-litert. Received: {error}"
+            ) from error
+
+    def call(self, name: str, *arguments: Any, result: Any = None) -> Any:
+        """Calls `LiteRt<name>`.
+
+        Args:
+            name: What follows `LiteRt`.
+            *arguments: ctypes values.
+            result: The type of the value that the function writes through its last
+                argument; True: a handle; None: there is none.
+        """
+        value = None
+        if result is not None:
+            value = _Handle() if result is True else result()
+            arguments = (*arguments, ctypes.byref(value))
+        status = getattr(self._library, f"LiteRt{name}")(*arguments)
+        if status != 0:
+            raise TfoptError(
+                "LiteRT's C interface refuses the model for profiling. Expected a file "
+                "that runs there, with tensors of numbers and outputs of known size. "
+                f"Received: status {status} of LiteRt{name}"
+            )
+        return value
+
+
+def _operators(events: Sequence[_Event]) -> Iterator[Event]:
+    """Yields the operators; a delegate's kernels instead of the delegate."""
+    found = [(event, event.tag.decode(errors="replace")) for event in events]
+    has_kernels = any(event.event_type & _DELEGATE_PROFILED for event, _ in found)
+    for event, tag in found:
+        delegate = bool(event.event_type & (_DELEGATE_OPERATOR | _DELEGATE_PROFILED))
+        if not delegate and event.event_type != _OPERATOR:
+            continue
+        if has_kernels and not delegate and re.search("delegate", tag, re.IGNORECASE):
+            continue
+        yield Event(tag, event.event_metadata1, delegate, event.elapsed_time_us)
+
+
+def _tensor_type(shape: tuple[int, ...], dtype: np.dtype) -> _TensorType:
+    if dtype.name not in _ELEMENT_TYPES or len(shape) > _MAX_RANK:
+        raise TfoptError(
+            f"Cannot profile this model. Expected tensors of numbers, of at most "
+            f"{_MAX_RANK} axes. Received: {dtype.name} {list(shape)}"
+        )
+    kind = _TensorType()
+    kind.element_type = _ELEMENT_TYPES[dtype.name]
+    kind.layout.rank = len(shape)
+    for axis, size in enumerate(shape):
+        kind.layout.dimensions[axis] = size
+    return kind
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns zeros at an address that LiteRT takes as it is."""
+    size = max(int(np.prod(shape)) * dtype.itemsize, 1)
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)

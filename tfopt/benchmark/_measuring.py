@@ -1,0 +1,338 @@
+"""Measuring models in turn, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import operator
+import os
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from tfopt.benchmark import _inputs, _models, _process
+from tfopt.benchmark._results import Benchmark, Measurement, mean_profile
+from tfopt.benchmark._timing import Timing, all_or_none
+from tfopt.types import TfoptError
+
+_logger = logging.getLogger(__name__)
+_PROFILE_RUNS = 30
+# Calls that each worker gets in a round of the throughput, at least.
+_CALLS_PER_WORKER = 4
+
+
+@dataclasses.dataclass
+class _Candidate:
+    """A model on its way: its process, and what is known so far."""
+
+    file: _models.ModelFile
+    process: _process.ModelProcess | None = None
+    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    sustained: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    throughput_calls: int = 1
+
+    def try_to(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Does a piece of work on this; a failure becomes the row's reason."""
+        if "error" in self.known:
+            return
+        try:
+            work(self, *arguments)
+        except TfoptError as error:
+            self.known = {"error": str(error), **_sizes(self.known)}
+            self.close()
+
+    def call(self, task: str, **arguments: Any) -> Any:
+        """Runs a task in the model's process."""
+        if self.process is None:
+            raise TfoptError("The model has no process; this is a bug in tfopt.")
+        return self.process.call(task, **arguments)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+def benchmark_models(
+    models: _models.Models | _models.Model,
+    *,
+    batch_size: int = 1,
+    num_workers: int | Literal["auto"] = "auto",
+    num_threads: int | Literal["auto"] = "auto",
+    num_runs: int = 50,
+    warmup_runs: int = 3,
+    rounds: int = 10,
+    min_round_ms: float = 20.0,
+    autotune: bool = False,
+    profile: bool = False,
+    data: _inputs.Arrays | None = None,
+    seed: int = 0,
+    signature_key: str | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    cpus: Sequence[int] | None = None,
+    timeout_s: float = 300.0,
+) -> Benchmark:
+    """Measures latency, throughput, memory and start of models of any format.
+
+    Each model is loaded in a process of its own. Then rounds go through all models in
+    turn, A B C A B C, so that a change of the machine's mood meets all of them; for
+    every round the kernel tells how long the process waited for a core. A model that
+    cannot be loaded, fails or kills its process is a row with the reason.
+
+    Args:
+        models: By name; or a list, or a single one. Each a path (`.tflite`, `.keras`,
+            `.h5`, a SavedModel directory, a GraphDef), an `Artifact`, the bytes of a
+            `.tflite` file, or a Keras model.
+        batch_size: Examples in one call. A model with a fixed batch keeps its own.
+        num_workers: Parallel calls when throughput is measured. "auto": for `.tflite`
+            files the available cores / `num_threads`, for others 1, as TensorFlow is
+            parallel in itself.
+        num_threads: Threads inside of a call. "auto": 1 for `.tflite` files, for
+            others what TensorFlow takes.
+        num_runs: Calls of each model that are timed, at least.
+        warmup_runs: Calls before, beside the first one.
+        rounds: How often it is each model's turn.
+        min_round_ms: A turn lasts at least so long.
+        autotune: Whether to try workers x threads x rows for `.tflite` files first and
+            to take the set-up with the highest throughput.
+        profile: Whether to measure in the end where the time goes, operator by
+            operator.
+        data: Inputs [rows, ...], one array or arrays by name; by default made up:
+            normal floats, integers of one byte at random, others 0 or 1; free axes
+            but the batch get 16.
+        seed: Of made-up inputs, which are the same for all models with equal
+            signatures.
+        signature_key: The signature to run, by default the main one.
+        inputs: Names of the inputs of graph files, by default their placeholders.
+        outputs: Names of the outputs of graph files.
+        cpus: Cores that the models' processes may use; by default all.
+        timeout_s: Seconds that each step (loading, a round) may take.
+
+    Returns:
+        The `Benchmark`: `Measurement`s, and their report.
+
+    Raises:
+        ValueError: An option is out of range, or a model is none.
+        TfoptError: A path leads to no model.
+
+    Example:
+        >>> found = benchmark_models({"float": "float.tflite", "int8": "int8.tflite"})
+        >>> found["int8"].latency.speedup_over(found["float"].latency)  # doctest: +SKIP
+        2.1
+    """
+    _check(batch_size, num_runs, warmup_runs, rounds, min_round_ms, timeout_s, cpus)
+    for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
+        if value != "auto":
+            _count(name, value)
+    options = {
+        "num_workers": num_workers,
+        "num_threads": num_threads,
+        "signature_key": signature_key,
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+    }
+    settings = {
+        **options,
+        "batch_size": batch_size,
+        "num_runs": num_runs,
+        "warmup_runs": warmup_runs,
+        "rounds": rounds,
+        "min_round_ms": min_round_ms,
+        "cpus": None if cpus is None else list(cpus),
+        "data": "made up" if data is None else "given",
+        "seed": seed,
+    }
+    with contextlib.ExitStack() as stack:
+        files = stack.enter_context(_models.as_files(models))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tfopt-"))
+        written = None
+        if data is not None:
+            arrays = dict(data) if hasattr(data, "keys") else {"": data}
+            written = _process.write_arrays(pathlib.Path(folder) / "data", arrays)
+        candidates = [_Candidate(file) for file in files]
+        for candidate in candidates:
+            stack.callback(candidate.close)
+        start = _Start(batch_size, written, seed, options, cpus, timeout_s, autotune)
+        for candidate in candidates:
+            candidate.try_to(start.open, warmup_runs)
+        calls = math.ceil(num_runs / rounds)
+        for number in range(rounds):
+            _logger.debug("round %d of %d", number + 1, rounds)
+            for candidate in candidates:
+                candidate.try_to(_round, calls, min_round_ms)
+        for candidate in candidates:
+            candidate.try_to(_finish, profile)
+        found = tuple(map(_measurement, candidates))
+    return Benchmark(found, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """How each model is opened."""
+
+    rows: int
+    data: str | None
+    seed: int
+    options: dict[str, Any]
+    cpus: Sequence[int] | None
+    timeout_s: float
+    autotune: bool
+
+    def open(self, candidate: _Candidate, warmup_runs: int) -> None:
+        """Starts a model's process, loads it there and warms it up."""
+        file = candidate.file
+        _logger.debug("loading %s", file.path)
+        candidate.known |= file.sizes()
+        rows, options = self.rows, dict(self.options)
+        if self.autotune and file.format == "tflite":
+            tried = self._tune(file)
+            best = tried[0]
+            candidate.known["autotuned"] = tuple(tried)
+            rows = best["rows"]
+            options |= {key: best[key] for key in ("num_workers", "num_threads")}
+            _logger.info(
+                "%s: %d workers x %d threads, %d rows",
+                *(file.name, best["num_workers"], best["num_threads"], rows),
+            )
+        candidate.process = _process.ModelProcess(
+            cpus=self.cpus, timeout_s=self.timeout_s
+        )
+        opened = candidate.call(
+            "open",
+            file=file.path,
+            format=file.format,
+            rows=rows,
+            data=self.data,
+            seed=self.seed,
+            **options,
+        )
+        candidate.known |= {
+            "import_ms": opened["import_ms"],
+            "load_ms": opened["load_ms"],
+            "first_ms": opened["first_ms"],
+            "rows": opened["rows"],
+            "signature": opened["signature"],
+            **opened["config"],
+            "private_bytes": opened["loaded_private_bytes"],
+        }
+        candidate.call("warm_up", calls=warmup_runs)
+
+    def _tune(self, file: _models.ModelFile) -> list[dict[str, Any]]:
+        cores = len(self.cpus or os.sched_getaffinity(0))
+        with _process.ModelProcess(cpus=self.cpus, timeout_s=self.timeout_s) as process:
+            return process.call(
+                "call",
+                target="tfopt.benchmark._litert:autotune",
+                arguments={
+                    "path": file.path,
+                    "cores": cores,
+                    "signature_key": self.options["signature_key"],
+                },
+            )
+
+
+def _round(candidate: _Candidate, calls: int, min_ms: float) -> None:
+    first = not candidate.rounds
+    candidate.rounds.append(candidate.call("sample", calls=calls, min_ms=min_ms))
+    workers = candidate.known["num_workers"]
+    if first:
+        once_ms = statistics.median(candidate.rounds[0]["calls_ms"])
+        enough = math.ceil(min_ms / max(once_ms, 1e-3))
+        candidate.throughput_calls = workers * max(_CALLS_PER_WORKER, enough)
+    candidate.sustained.append(
+        candidate.call("throughput", calls=candidate.throughput_calls)
+    )
+
+
+def _finish(candidate: _Candidate, profile: bool) -> None:
+    candidate.known |= candidate.call("memory")
+    if profile:
+        runs = candidate.call("profile", runs=_PROFILE_RUNS)
+        candidate.known["profile"] = mean_profile(runs)
+    candidate.close()
+
+
+def _measurement(candidate: _Candidate) -> Measurement:
+    file, known = candidate.file, candidate.known
+    where: dict[str, Any] = {
+        "name": file.name,
+        "path": file.shown_path,
+        "format": file.format,
+    }
+    if "error" in known:
+        return Measurement(**where, **known)
+    rounds, sustained = candidate.rounds, candidate.sustained
+    rows = known["rows"] * candidate.throughput_calls
+    return Measurement(
+        **where,
+        **known,
+        calls_ms=tuple(time for item in rounds for time in item["calls_ms"]),
+        latency=Timing(
+            samples_ms=tuple(statistics.median(item["calls_ms"]) for item in rounds),
+            calls_per_sample=len(rounds[0]["calls_ms"]),
+            queue_shares=_shares(rounds),
+        ),
+        throughput=Timing(
+            samples_ms=tuple(item["seconds"] * 1e3 / rows for item in sustained),
+            calls_per_sample=candidate.throughput_calls,
+            queue_shares=_shares(sustained),
+        ),
+    )
+
+
+def _shares(samples: Iterable[dict[str, Any]]) -> tuple[float, ...] | None:
+    return all_or_none([item["queue_share"] for item in samples])
+
+
+def _sizes(known: dict[str, Any]) -> dict[str, Any]:
+    return {key: known[key] for key in ("size_bytes", "gzip_bytes") if key in known}
+
+
+def _check(
+    batch_size: int,
+    num_runs: int,
+    warmup_runs: int,
+    rounds: int,
+    min_round_ms: float,
+    timeout_s: float,
+    cpus: Sequence[int] | None,
+) -> None:
+    _count("batch_size", batch_size)
+    _count("num_runs", num_runs)
+    _count("rounds", rounds)
+    _count("warmup_runs", warmup_runs, least=0)
+    if not 0 <= min_round_ms < math.inf:
+        raise ValueError(
+            f"Expected 0 or more milliseconds. Received: min_round_ms={min_round_ms!r}"
+        )
+    if not timeout_s > 0:
+        raise ValueError(
+            f"Expected a positive number of seconds. Received: timeout_s={timeout_s!r}"
+        )
+    if cpus is None:
+        return
+    allowed = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    )
+    if not cpus or not set(cpus) <= set(allowed):
+        raise ValueError(
+            f"Expected cores among {allowed}, at least one. Received: cpus={cpus!r}"
+        )
+
+
+def _count(name: str, value: Any, *, least: int = 1) -> None:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ValueError(
+            f"Expected a whole number from {least} on. Received: {name}={value!r}"
+        )
