@@ -8,9 +8,18 @@ from typing import Any
 from tfopt import artifacts
 from tfopt.inspection import _opening
 from tfopt.inspection._difference import Difference, diff
+from tfopt.inspection._tflite import arithmetic
 from tfopt.inspection._types import Inspection, Layer, Weights
 
-__all__ = ["Difference", "Inspection", "Layer", "Weights", "diff", "inspect"]
+__all__ = [
+    "Difference",
+    "Inspection",
+    "Layer",
+    "Weights",
+    "arithmetic",
+    "diff",
+    "inspect",
+]
 
 _MEASURE_UP_TO = 1 << 28
 
