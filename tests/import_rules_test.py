@@ -95,6 +95,7 @@ RULES = {
     "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),
     "training": Rule("", "", "types _keras lifting methods"),
     "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
+    "micro": Rule("numpy", "", "types artifacts inspection tflite_file"),
     "inspection": Rule(
         "numpy",
         "tensorflow",

@@ -19,13 +19,13 @@ from tfopt.types import TfoptError
 
 _ALIGNMENT = 16
 _BYTES_PER_LINE = 12
-_KEYWORDS = frozenset(
-    "alignas alignof auto bool break case char class const constexpr continue default "
-    "delete do double else enum extern false float for goto if inline int long "
-    "namespace new nullptr operator private protected public register restrict return "
-    "short signed sizeof static struct switch template this throw true try typedef "
-    "typeof union unsigned using virtual void volatile while".split()  # noqa: SIM905
-)
+_KEYWORDS = """
+alignas alignof auto bool break case char class const constexpr continue default delete
+do double else enum extern false float for goto if inline int long namespace new nullptr
+operator private protected public register restrict return short signed sizeof static
+struct switch template this throw true try typedef typeof union unsigned using virtual
+void volatile while
+"""
 # Builtin operator -> the method of MicroMutableOpResolver without "Add", where it isn't
 # the operator's name in camel case.
 _IRREGULAR = {
@@ -125,7 +125,7 @@ def c_array(content: bytes, *, name: str = "model") -> CSource:
         >>> print(c_array(content, name="digits").header.splitlines()[-8])
         extern const unsigned char digits[];
     """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS.split():
         raise ValueError(
             "`name` must be an identifier of C and C++, such as 'g_model'. "
             f"Received: name={name!r}"
