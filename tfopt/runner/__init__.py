@@ -8,7 +8,6 @@ own), `_job` one request cut into pieces, and `_pool` the threads that work on t
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import functools
 import logging
@@ -20,16 +19,16 @@ from typing import Any, Literal
 
 from tfopt.runner import _inputs, _memory, _options, _planning
 from tfopt.runner._engine import Engine, explain
-from tfopt.runner._job import Job
+from tfopt.runner._job import Job, in_order
 from tfopt.runner._layout import find_layout, has_open_axes
 from tfopt.runner._model_file import read_model_file
 from tfopt.runner._opening import Opener
 from tfopt.runner._pool import Pool
-from tfopt.runner._request import Request
+from tfopt.runner._request import Batching, Request
 from tfopt.runner._tuning import auto_batch_rows
 from tfopt.types import Artifact, Signature, TfoptError
 
-__all__ = ["Runner"]
+__all__ = ["Batching", "Runner"]
 
 _logger = logging.getLogger(__name__)
 _LOOK_AHEAD = 8  # batches of `map` for each worker
@@ -208,6 +207,11 @@ class Runner:
         return self._specialized
 
     @property
+    def loaded(self) -> str | bytes:
+        """What the interpreters load: the path, or bytes if it is `specialized`."""
+        return self._opener.loaded
+
+    @property
     def plan(self) -> str:
         """Workers, threads and rows, whether they were measured, and the figures."""
         return str(self._plan)
@@ -314,7 +318,37 @@ class Runner:
         if look_ahead is not None:
             limit = _options.count("look_ahead", look_ahead, automatic=False)
         self._check_usable()
-        return self._map(iter(batches), limit)
+        return in_order(iter(batches), self._start, limit)
+
+    def batching(self, inputs: Any) -> Batching:
+        """Checks inputs, and says how their rows would be cut, without running them.
+
+        Args:
+            inputs: As for `run`.
+
+        Returns:
+            What a caller needs to hand over the same rows bit by bit, to `map`.
+
+        Raises:
+            ValueError, TfoptError: As for `run`.
+
+        Example:
+            >>> runner.batching(images).rows
+            64
+        """
+        self._check_usable()
+        request = self._request(inputs)
+        return Batching(
+            rows=request.rows,
+            batch_rows=request.piece_rows or None,
+            inputs=tuple(
+                info.name
+                for info, batched in zip(
+                    self.signature.inputs, self._layout.is_batched, strict=True
+                )
+                if batched
+            ),
+        )
 
     def reset_state(self) -> None:
         """Makes a stateful model forget its past, after its current invocation.
@@ -348,35 +382,10 @@ class Runner:
             f"signature_key={self.signature.key!r})"
         )
 
-    def _map(self, batches: Iterator[Any], look_ahead: int) -> Iterator[Any]:
-        jobs: collections.deque[Job] = collections.deque()
-        problem: Exception | None = None
-        is_over = False
-        index = 0
-        try:
-            while jobs or not is_over:
-                if not is_over and len(jobs) <= look_ahead:
-                    try:
-                        job = self._job(next(batches), batch=index, owner=self)
-                        self._pool.submit(job)
-                        jobs.append(job)
-                    except StopIteration:
-                        is_over = True
-                    except Exception as error:  # raised when its turn comes
-                        is_over, problem = True, error
-                    index += 1
-                else:
-                    # One awakening for half of the line, as each costs as much as a
-                    # small batch.
-                    jobs[len(jobs) // 2].wait()
-                    jobs[0].wait()
-                while jobs and jobs[0].is_done:
-                    yield jobs.popleft().result()
-            if problem is not None:
-                raise problem
-        finally:
-            for job in jobs:
-                job.cancel(TfoptError("The iteration was ended"))
+    def _start(self, inputs: Any, index: int) -> Job:
+        job = self._job(inputs, batch=index, owner=self)
+        self._pool.submit(job)
+        return job
 
     def _job(
         self,

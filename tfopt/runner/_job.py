@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,47 @@ class Job:
         self.on_end = None
         self._compute = self._collect = self._outputs = None
         self._owner = self._future = None
+
+
+def in_order(
+    batches: Iterator[Any], start: Callable[[Any, int], Job], look_ahead: int
+) -> Iterator[Any]:
+    """Yields the results of one job for each batch, in order.
+
+    Args:
+        batches: What to run; read in the caller's thread.
+        start: Starts the job of a batch, which is given with its index.
+        look_ahead: The most batches read beyond the one that is yielded.
+
+    Yields:
+        What each job returns.
+
+    Raises:
+        Exception: What a job, `start` or `batches` raised, after the results before.
+    """
+    jobs: collections.deque[Job] = collections.deque()
+    problem: Exception | None = None
+    is_over = False
+    index = 0
+    try:
+        while jobs or not is_over:
+            if not is_over and len(jobs) <= look_ahead:
+                try:
+                    jobs.append(start(next(batches), index))
+                except StopIteration:
+                    is_over = True
+                except Exception as error:  # raised when its turn comes
+                    is_over, problem = True, error
+                index += 1
+            else:
+                # One awakening for half of the line, as each costs as much as a
+                # small batch.
+                jobs[len(jobs) // 2].wait()
+                jobs[0].wait()
+            while jobs and jobs[0].is_done:
+                yield jobs.popleft().result()
+        if problem is not None:
+            raise problem
+    finally:
+        for job in jobs:
+            job.cancel(TfoptError("The iteration was ended"))

@@ -68,6 +68,11 @@ class Opener:
         place = "isolated" if self._processes is not None else "local"
         return f"{place}, rewritten" if self._is_rewritten else place
 
+    @property
+    def loaded(self) -> str | bytes:
+        """Path or content of what engines load: the model, or its faster equal."""
+        return self._loaded
+
     def specialize(self, batch: int | str | None) -> tuple[str, ...]:
         """Has a faster equal of the model loaded from now on, if there is one.
 

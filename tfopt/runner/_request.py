@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,22 @@ from tfopt.runner import _inputs
 from tfopt.runner._engine import Engine
 from tfopt.runner._layout import Layout, piece_rows
 from tfopt.runner._model_file import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How the rows of some inputs are cut.
+
+    Attributes:
+        rows: Their number.
+        batch_rows: The most rows of one invocation; None where they are not cut.
+        inputs: Names of the inputs whose first axis counts rows; the others go whole
+            to every invocation.
+    """
+
+    rows: int
+    batch_rows: int | None
+    inputs: tuple[str, ...]
 
 
 class Request:
