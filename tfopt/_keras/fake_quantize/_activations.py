@@ -67,6 +67,7 @@ class ActivationRange:
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.range_tracking = range_tracking
         self.ema_decay = ema_decay
         self.percentile = percentile
@@ -194,6 +195,7 @@ class FixedActivationRange:
         self, *, minimum: float, maximum: float, bits: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.minimum = minimum
         self.maximum = maximum
         self.bits = bits
@@ -247,6 +249,7 @@ class Scheme:
 
     def __init__(self, *, scheme: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.scheme = scheme
 
     def call(self, inputs: Any) -> Any:

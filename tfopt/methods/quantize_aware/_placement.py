@@ -129,7 +129,7 @@ class _Planner:
         end, nonnegative = self._fuse(call, rule)
         made = self._new_range(end)
         made.fixed = rule.output_range
-        made.nonnegative = nonnegative or (rule.role == "relu" and not rule.signed)
+        made.nonnegative = nonnegative or rule.role == "relu"
         self._points[end] = Point(made)
 
     def _new_range(self, value: Value) -> Range:
@@ -153,7 +153,7 @@ class _Planner:
                 del fuses[: fuses.index(following.role) + 1]
                 self._fused.add(consumers[0])
                 end = value
-                nonnegative = following.role == "relu" and not following.signed
+                nonnegative = following.role == "relu"
             elif following.role != "identity":
                 break
         return end, nonnegative

@@ -33,7 +33,6 @@ class Rule:
         one_scale: Inputs and output have one range.
         averages: The output has the range of the input, but is rounded anew.
         takes_floats: Whether its inputs are numbers to quantize, and not indices.
-        signed: A "relu" whose output may be negative.
         selects: With `one_scale`, the output is one of the inputs.
     """
 
@@ -44,7 +43,6 @@ class Rule:
     one_scale: bool = False
     averages: bool = False
     takes_floats: bool = True
-    signed: bool = False
     selects: bool = False
 
 
@@ -73,7 +71,6 @@ _ACTIVATIONS: Mapping[str, Rule] = {
     "gelu": _COMPUTE,
     "hard_silu": _COMPUTE,
     "hard_swish": _COMPUTE,
-    "hard_tanh": Rule("relu", signed=True),
     "leaky_relu": _COMPUTE,
     "linear": _IDENTITY,
     "log_softmax": _LOG_SOFTMAX,
@@ -87,6 +84,7 @@ _ACTIVATIONS: Mapping[str, Rule] = {
 # TensorFlow functions that other layers are split into.
 _OPERATIONS: Mapping[str, Rule] = {
     "math.abs": _COMPUTE,
+    "math.divide": _COMPUTE,
     "math.log": _COMPUTE,
     "reshape": _SAME_SCALE,
 }

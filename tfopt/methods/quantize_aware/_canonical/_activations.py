@@ -94,6 +94,21 @@ def _hard_swish(build: Builder, spec: LayerSpec, x: Value) -> Value | None:
     return _join(build, spec, "multiply", "Multiply", x, gate)
 
 
+def _hard_tanh(build: Builder, spec: LayerSpec, x: Value) -> Value:
+    """Returns `clip(x + 1, 0, 2) - 1`."""
+    moved = _rescale(build, spec, "moved", x, offset=1.0)
+    clip = build.layer(spec, "clip", "ReLU", {"max_value": 2.0})
+    clipped = build.call(clip, moved, x.shape)
+    return _rescale(build, spec, "back", clipped, offset=-1.0)
+
+
+def _softsign(build: Builder, spec: LayerSpec, x: Value) -> Value:
+    """Returns `x / (1 + |x|)`."""
+    size = build.operation(spec, "size", "math.abs", (x,), x.shape)
+    divisor = _rescale(build, spec, "moved", size, offset=1.0)
+    return build.operation(spec, "ratio", "math.divide", (x, divisor), x.shape)
+
+
 def _elu(build: Builder, spec: LayerSpec, x: Value, alpha: float = 1.0) -> Value:
     """Returns `relu(x) + (exp(min(x, 0)) - 1)`, its negative part times alpha.
 
@@ -184,11 +199,13 @@ _FUNCTIONS: Mapping[str, Callable[[Builder, LayerSpec, Value], Value | None]] = 
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": _hard_swish,
     "hard_swish": _hard_swish,
+    "hard_tanh": _hard_tanh,
     "log_sigmoid": _log_sigmoid,
     "mish": _mish,
     "selu": _selu,
     "silu": _swish,
     "softplus": _softplus,
+    "softsign": _softsign,
     "swish": _swish,
     "tanh_shrink": _tanh_shrink,
 }

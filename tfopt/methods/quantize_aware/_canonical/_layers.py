@@ -19,7 +19,7 @@ def chain(build: Builder, call: Call) -> Value | None:
 def average(build: Builder, call: Call) -> Value | None:
     """Turns Average into a sum and a division."""
     total = _chained(build, call, build.keras.layers.Add, {})
-    config = {"scale": 1 / len(call.inputs)}
+    config = {"scale": 1 / len(call.inputs), "offset": 0.0}
     share = build.layer(call.layer, "share", "Rescaling", config)
     return build.call(share, total, call.output.shape)
 

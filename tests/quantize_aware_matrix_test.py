@@ -1,0 +1,94 @@
+"""QuantizeAware on a matrix of small networks: trained, converted, compared."""
+
+import json
+
+import numpy as np
+import pytest
+import quantize_aware_networks as networks
+import tensorflow as tf
+
+from tfopt import runner, tflite_file
+from tfopt.conversion import convert
+from tfopt.methods.quantize_aware import QuantizeAware
+
+pytestmark = pytest.mark.both_keras
+
+EXAMPLES = 256
+
+
+def trained(keras, network, model):
+    """The prepared model after one short epoch, and the method."""
+    method = QuantizeAware(exclude=network.exclude)
+    prepared = method.prepare(model)
+    optimizer = keras.optimizers.Adam(1e-3)
+    # Without tracing: these are few steps.
+    prepared.compile(optimizer, "mse", run_eagerly=True)
+    inputs = network.data(32)
+    targets = prepared(inputs, training=False)
+    noise = np.random.default_rng(3)
+    targets = [
+        np.asarray(y) + noise.normal(size=y.shape) * 0.1
+        for y in tf.nest.flatten(targets)
+    ]
+    targets = targets if len(targets) > 1 else targets[0]
+    prepared.fit(inputs, targets, batch_size=16, verbose=0, callbacks=[method])
+    return prepared, method
+
+
+def outputs_and_steps(content, inputs):
+    """What a file computes, and the int8 step of each output, in order."""
+    file = tflite_file.read(content)
+    subgraph = file.subgraphs[0]
+    made_by = {op.outputs[0]: op for op in subgraph.operators}
+    steps = []
+    for index in subgraph.outputs:
+        operator = made_by[index]
+        if operator.name != "DEQUANTIZE":
+            steps.append(None)  # a float operator is the last
+            continue
+        steps.append(float(subgraph.tensors[operator.inputs[0]].scale[0]))
+    with runner.Runner(content, num_workers=1) as run:
+        got = run.run(inputs)
+    return got, steps
+
+
+@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
+def test_trains_converts_and_agrees(keras, name):
+    network = networks.NETWORKS[name]
+    if network.keras3 and not hasattr(keras, "ops"):
+        pytest.skip("tf_keras has no such activation")
+    model = network.model(keras)
+    config, weights = json.dumps(model.get_config(), default=str), model.get_weights()
+    prepared, method = trained(keras, network, model)
+    assert json.dumps(model.get_config(), default=str) == config
+    assert all(map(np.array_equal, model.get_weights(), weights))
+
+    floats = {e["kind"] for e in method.report if e["treatment"] == "float"}
+    assert floats <= network.floats
+    assert bool(floats) == bool(network.floats)
+    assert all(e["reason"] for e in method.report if e["treatment"] == "float")
+    final = method.finalize(prepared)
+    content = convert(
+        final, quantization="int8", verify=False, allow_float_fallback=bool(floats)
+    )
+    left = tflite_file.float_operators(tflite_file.read(content))
+    assert bool(left) == bool(floats), left
+
+    inputs = network.data(EXAMPLES)
+    expected = tf.nest.flatten(prepared(inputs, training=False))
+    for y, wanted in zip(*aligned(content, inputs, expected), strict=True):
+        got, step = y
+        wanted = np.asarray(wanted)
+        step = step or np.ptp(wanted) / 255
+        assert np.abs(got - wanted).mean() <= step
+        assert np.mean(got.argmax(-1) == wanted.argmax(-1)) >= 0.995
+
+
+def aligned(content, inputs, expected):
+    """Pairs outputs of a file, which have names, with a model's, by their shapes."""
+    if isinstance(inputs, list):
+        inputs = {f"in{number}": value for number, value in enumerate(inputs)}
+    got, steps = outputs_and_steps(content, inputs)
+    values = list(got.values()) if isinstance(got, dict) else [got]
+    by_shape = {np.shape(y): (y, s) for y, s in zip(values, steps, strict=True)}
+    return [by_shape[tuple(y.shape)] for y in expected], expected
