@@ -96,13 +96,14 @@ class KerasTeacher:
         self.model = model
         keras = _keras.module_of(model).__name__
         which = "Keras 3" if keras == "keras" else keras
+        self._structure = _input_structure(model)
         self.label = f"{label or model.name} ({which} model)"
         self.floor = _FLOORS.get(str(model.compute_dtype), 1e-30)
 
     def __call__(self, x: Any, input_names: Sequence[str | None]) -> Outputs:
         """Returns the outputs for one batch."""
-        del input_names
         names = getattr(self.model, "output_names", None)
+        x = _in_structure(x, self._structure, input_names)
         return Outputs.of(self.model(x, training=False), names)
 
     @property
@@ -286,6 +287,27 @@ def _form_of(rows: np.ndarray) -> str | None:
     if rows.shape[1] > 1 and np.abs(sums - 1).max() < 2e-3 * (rows.shape[1] + 1):
         return "softmax"
     return "sigmoid"
+
+
+def _input_structure(model: Any) -> Any:
+    """Returns what a model takes as its first argument; None where not known."""
+    try:
+        return inference.inference_call(model).arguments[0]
+    except ValueError:
+        return None
+
+
+def _in_structure(x: Any, structure: Any, names: Sequence[str | None]) -> Any:
+    """Returns a student's inputs as a Keras model declares its own."""
+    leaves = tf.nest.flatten(x)
+    if structure is None or len(leaves) != len(tf.nest.flatten(structure)):
+        return x
+    if len(leaves) == 1:
+        return tf.nest.pack_sequence_as(structure, leaves)
+    named = isinstance(structure, Mapping) and not isinstance(x, Mapping)
+    if named and set(names) == set(structure):
+        return dict(zip(names, leaves, strict=True))
+    return x  # Keras takes a dictionary where a list is declared
 
 
 def _by_name(
