@@ -126,7 +126,7 @@ def test_data_pinning_and_autotuning(models):
     speeds = [trial["rows_per_second"] for trial in row.autotuned]
     assert speeds == sorted(speeds, reverse=True)
     assert row.rows == row.autotuned[0]["rows"]
-    assert "Set-ups tried" in str(found)
+    assert "Set-ups of int8.tflite" in str(found)
     wrong = benchmark_models([models / "int8.tflite"], **FAST, data=data[:, :5])
     assert "don't fit the input image" in wrong["int8.tflite"].error
 

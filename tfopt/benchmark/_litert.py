@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
+import tempfile
+from collections.abc import Iterator
 from typing import Any, Literal
+
+import numpy as np
 
 from tfopt import tflite_file
 from tfopt.benchmark import _engine, _inputs, _litert_profile, _timing
 from tfopt.runner import Runner
-from tfopt.types import TfoptError
+from tfopt.types import TensorInfo, TfoptError
 
 _TRIALS_ROWS = (8, 32, 128)
 _TRIAL_MS = 60.0
@@ -31,15 +37,28 @@ def open_tflite(
     Raises:
         TfoptError: It cannot be read or run.
     """
-    runner = Runner(
-        path,
-        num_workers=num_workers,
-        num_threads=num_threads,
-        batch_size=rows,
-        signature_key=signature_key,
-        quantized_io="float" if floats else "auto",
-    )
-    return TfliteEngine(path, runner)
+    threads = 1 if num_threads == "auto" else num_threads
+    cores = len(os.sched_getaffinity(0))
+    workers = max(1, cores // threads) if num_workers == "auto" else num_workers
+
+    def runner(workers: int) -> Runner:
+        # All is given: a Runner that measures its set-up would take longer to load.
+        return Runner(
+            path,
+            num_workers=workers,
+            num_threads=threads,
+            batch_size=rows,
+            signature_key=signature_key,
+            quantized_io="float" if floats else "auto",
+        )
+
+    try:
+        return TfliteEngine(path, runner(workers))
+    except ValueError:
+        # A model with state takes one worker only.
+        if num_workers != "auto" or workers == 1:
+            raise
+        return TfliteEngine(path, runner(1))
 
 
 class TfliteEngine:
@@ -69,17 +88,21 @@ class TfliteEngine:
     def profile(self, inputs: _engine.Arrays, runs: int) -> list[list[dict[str, Any]]]:
         """Runs the file in LiteRT's own C interface, operator by operator."""
         outputs = self.run(inputs)
-        infos = self.signature.inputs
         signatures = tflite_file.read(self._path).signatures
         keys = [signature.key for signature in signatures]
         key = self.signature.key
-        model = _litert_profile.ProfiledModel(
-            self._path,
-            [inputs[info.name] for info in infos],
-            [(outputs[name].shape, outputs[name].dtype) for name in self._names],
-            signature_index=keys.index(key) if key in keys else 0,
-            num_threads=self._runner.num_threads,
-        )
+        arrays = [self._as_stored(info, inputs) for info in self.signature.inputs]
+        results = [
+            (outputs[info.name].shape, info.dtype) for info in self.signature.outputs
+        ]
+        with _as_path(self._runner.loaded) as path:
+            model = _litert_profile.ProfiledModel(
+                path,
+                arrays,
+                results,
+                signature_index=keys.index(key) if key in keys else 0,
+                num_threads=self._runner.num_threads,
+            )
         for _ in range(3):
             model.run()
         return [
@@ -95,9 +118,25 @@ class TfliteEngine:
             for _ in range(runs)
         ]
 
+    def _as_stored(self, info: TensorInfo, inputs: _engine.Arrays) -> np.ndarray:
+        """Returns an input as the file takes it; which values is all the same."""
+        array = inputs[info.name]
+        return array if array.dtype == info.dtype else array.astype(info.dtype)
+
     def close(self) -> None:
         """Ends the workers."""
         self._runner.close()
+
+
+@contextlib.contextmanager
+def _as_path(model: str | bytes) -> Iterator[str]:
+    if isinstance(model, str):
+        yield model
+        return
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        file.write(model)
+        file.flush()
+        yield file.name
 
 
 def autotune(path: str, cores: int, **options: Any) -> list[dict[str, Any]]:

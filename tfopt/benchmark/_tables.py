@@ -130,7 +130,7 @@ def _tuning_tables(item: Measurement) -> list[Table]:
         f"{row['num_workers']} × {row['num_threads']}, {row['rows']} rows": row
         for row in item.autotuned
     }
-    title = f"Set-ups tried for {item.name}, the first one taken"
+    title = f"Set-ups of {item.name}, best first"
     return [Table(title=title, columns=_TUNING, rows=rows, corner="workers × threads")]
 
 
@@ -140,7 +140,7 @@ def _profile_notes(measurements: Sequence[Measurement]) -> list[str]:
     if "tflite" in formats:
         notes.append(
             "Operators of .tflite files are timed by LiteRT's own profiler (its C "
-            "interface, without a Runner's rewriting) in whole microseconds, XNNPACK's "
+            "interface, on what the Runner loads) in whole microseconds, XNNPACK's "
             "kernels rounded down; means of many runs."
         )
     if formats - {"tflite"}:
