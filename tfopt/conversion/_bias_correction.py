@@ -12,15 +12,14 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tfopt import affine, tflite_file
-from tfopt.conversion import _constants
+from tfopt import tflite_file
+from tfopt.conversion import _constants, _tensors
 from tfopt.conversion._constants import Constants
 from tfopt.conversion._operators import LayerOperator
 from tfopt.tflite_file import Operator
@@ -112,10 +111,9 @@ def _float_means(
     sums = {operator.index: np.zeros(1) for operator in kept}
     counts = dict.fromkeys(sums, 0)
     peaks = dict.fromkeys(sums, 0.0)
-    for read in _runs(content, batches):
+    for read in _tensors.runs(content, batches):
         for operator in kept:
-            weights = tensors[operator.inputs[1]].values()
-            rows = _linear(operator, read(operator.inputs[0]), weights)
+            rows = _rows(operator, tensors, read(operator.inputs[0]))
             sums[operator.index] = sums[operator.index] + rows.sum(0, np.float64)
             counts[operator.index] += len(rows)
             peaks[operator.index] = max(
@@ -129,53 +127,20 @@ def _float_means(
 
 def _quantized_mean(content: bytes, operator: Operator, batches: Batches) -> np.ndarray:
     tensors = tflite_file.read(content).subgraphs[0].tensors
-    weights = tensors[operator.inputs[1]].values()
     total, count = np.zeros(1), 0
-    for read in _runs(content, batches):
-        rows = _linear(operator, read(operator.inputs[0]), weights)
+    for read in _tensors.runs(content, batches):
+        rows = _rows(operator, tensors, read(operator.inputs[0]))
         total, count = total + rows.sum(0, np.float64), count + len(rows)
     return total / max(count, 1)
 
 
-def _runs(content: bytes, batches: Batches) -> Iterator[Any]:
-    """Runs a file; yields a function that reads any of its tensors as floats."""
-    # Only without delegates do all tensors stay to be read.
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    details = interpreter.get_input_details()
-    infos = tflite_file.read(content).subgraphs[0].tensors
-    shapes: list[tuple[int, ...]] = []
-
-    def read(index: int) -> np.ndarray:
-        value = interpreter.get_tensor(index)
-        info = infos[index]
-        if not info.scale:
-            return value
-        return affine.dequantize(value, info.scale[0], info.zero_point[0])
-
-    for batch in batches:
-        values = list(batch.values())
-        if [value.shape for value in values] != shapes:
-            shapes = [value.shape for value in values]
-            for detail, shape in zip(details, shapes, strict=True):
-                interpreter.resize_tensor_input(detail["index"], shape)
-            interpreter.allocate_tensors()
-        for detail, value in zip(details, values, strict=True):
-            interpreter.set_tensor(detail["index"], _coded(value, detail))
-        interpreter.invoke()
-        yield read
-
-
-def _coded(value: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    if value.dtype == detail["dtype"]:
-        return value
-    limits = np.iinfo(detail["dtype"])
-    return affine.quantize(
-        value, *detail["quantization"], minimum=limits.min, maximum=limits.max
-    )
+def _rows(
+    operator: Operator, tensors: Sequence[tflite_file.Tensor], data: np.ndarray
+) -> np.ndarray:
+    """Returns what an operator computes before its activation, as rows of channels."""
+    weights, *bias = (tensors[index].values() for index in operator.inputs[1:])
+    rows = _linear(operator, data, weights)
+    return rows + bias[0] if bias else rows
 
 
 def _linear(operator: Operator, data: np.ndarray, weights: np.ndarray) -> np.ndarray:

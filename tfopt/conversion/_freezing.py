@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,11 @@ def without_fake_quant(function: Any) -> Any:
                 del node.attr[name]
             node.attr["T"].type = tf.float32.as_datatype_enum
     return _to_function(definition, function)
+
+
+def with_outputs(function: Any, names: Sequence[str]) -> Any:
+    """Returns a frozen function that returns these of its tensors, by name."""
+    return _to_function(function.graph.as_graph_def(), function, names)
 
 
 def has_loop(function: Any) -> bool:
@@ -199,9 +204,13 @@ def _shape_with_one_free(shape: tf.TensorShape) -> list[int] | None:
     return [-1 if size is None else size for size in sizes]
 
 
-def _to_function(definition: Any, like: Any) -> Any:
+def _to_function(
+    definition: Any, like: Any, outputs: Sequence[str] | None = None
+) -> Any:
     imported = tf.compat.v1.wrap_function(
         lambda: tf.graph_util.import_graph_def(definition, name=""), []
     )
     feeds = [tensor.name for tensor in like.inputs]
-    return imported.prune(feeds, [tensor.name for tensor in like.outputs])
+    if outputs is None:
+        outputs = [tensor.name for tensor in like.outputs]
+    return imported.prune(feeds, list(outputs))

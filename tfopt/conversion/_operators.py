@@ -19,6 +19,12 @@ _DIGITS = re.compile(r"\d+$")
 _ACTIVATIONS = ("Relu", "Relu6", "Relu1", "Elu", "LeakyRelu", "BiasAdd", "Identity")
 # Operations that own a kernel, by TensorFlow's names.
 _LINEAR = re.compile(r"(Conv|Depthwise|MatMul|BatchMatMul|Einsum).*")
+_LINEAR_KINDS = (
+    *("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV"),
+    *("FULLY_CONNECTED", "BATCH_MATMUL"),
+)
+# What the converter fuses into those, batch normalization included.
+_FUSED = (*_ACTIVATIONS, "AddV2", "Sub", "Mul", "Squeeze", "Reshape")
 _SHOWN = 40
 
 
@@ -159,8 +165,8 @@ class _Names:
         self._layers = layers
         self._types = {op.name: op.type for op in function.graph.get_operations()}
         # The converter gives outputs of the graph names of its own.
-        self._makers = {
-            graph.tensors[index].name: _maker(tensor)
+        self._results = {
+            graph.tensors[index].name: tensor
             for index, tensor in zip(graph.outputs, function.outputs, strict=True)
         }
 
@@ -169,7 +175,7 @@ class _Names:
         nodes = [
             node
             for index in operator.outputs
-            for node in self._nodes(self._graph.tensors[index].name)
+            for node in self._nodes(self._graph.tensors[index].name, operator)
         ]
         if not nodes:
             # The converter made it up: it belongs to what gives it its constants.
@@ -177,7 +183,7 @@ class _Names:
                 node
                 for index in operator.inputs
                 if self._graph.tensors[index].is_constant
-                for node in self._nodes(self._graph.tensors[index].name)
+                for node in self._nodes(self._graph.tensors[index].name, operator)
             ]
         if not nodes:
             name = self._graph.tensors[operator.outputs[0]].name or f"#{operator.index}"
@@ -190,9 +196,9 @@ class _Names:
         kind = self._types.get(node, "")
         return 0 if _LINEAR.fullmatch(kind) else 2 if kind in _ACTIVATIONS else 1
 
-    def _nodes(self, name: str) -> list[str]:
-        if name in self._makers:
-            return [self._makers[name]]
+    def _nodes(self, name: str, operator: Operator) -> list[str]:
+        if name in self._results:
+            return _makers(self._results[name], fused=operator.name in _LINEAR_KINDS)
         found = []
         for piece in name.split(";"):
             node = next((n for n in _without_digits(piece) if n in self._types), None)
@@ -210,13 +216,18 @@ class _Names:
         return _CALLS.sub("", node)
 
 
-def _maker(tensor: Any) -> str:
+def _makers(tensor: Any, *, fused: bool) -> list[str]:
+    """Names of the node that makes a tensor, and of those fused with it."""
     operation = tensor.op
     while operation.type in ("Identity", "IdentityN"):
-        operation = operation.inputs[
-            tensor.value_index if operation.type == "IdentityN" else 0
-        ].op
-    return operation.name
+        position = tensor.value_index if operation.type == "IdentityN" else 0
+        tensor = operation.inputs[position]
+        operation = tensor.op
+    found = [operation.name]
+    while fused and operation.type in _FUSED:
+        operation = operation.inputs[0].op
+        found.append(operation.name)
+    return found
 
 
 def _without_digits(name: str) -> Iterable[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from tfopt import tflite_file
 from tfopt.conversion import (
     _checking,
+    _divergence,
     _errors,
     _freezing,
     _lowering,
@@ -25,7 +26,6 @@ from tfopt.conversion import (
 )
 from tfopt.conversion._samples import Batch, Samples
 from tfopt.conversion._sources import Source
-from tfopt.tflite_file import TfliteFile
 from tfopt.types import Signature, VerificationError
 
 _VERIFIED_EXAMPLES = 64
@@ -115,10 +115,7 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
             clock.lap("sparse")
         verification = None
         if request.verify and samples is not None:
-            min_sqnr = request.min_sqnr
-            if min_sqnr is None and _freezing.has_fake_quant(frozen):
-                min_sqnr = _verification.MIN_SQNR_TRAINED[options.quantization]
-            verification = _verify(content, file, source, samples, options, min_sqnr)
+            verification = verify(content, frozen, source, samples, request)
             clock.lap("verify")
     report = {
         "quantization": options.quantization,
@@ -149,24 +146,45 @@ class _Clock:
         self._last = now
 
 
-def _verify(
-    content: bytes,
-    file: TfliteFile,
-    source: Source,
-    samples: Samples,
-    options: _lowering.Options,
-    min_sqnr: float | None,
+def verify(
+    content: bytes, frozen: Any, source: Source, samples: Samples, request: Request
 ) -> dict[str, Any]:
+    """Runs a file and compares it with the model.
+
+    Args:
+        content: The file.
+        frozen: The frozen function.
+        source: The model.
+        samples: Inputs.
+        request: What was asked for.
+
+    Returns:
+        `"verification"` of the report.
+
+    Raises:
+        VerificationError: They don't agree; for a model that was trained for int8 it
+            names the first layer that diverges.
+    """
     batches, expected = _reference(source, samples)
+    file = tflite_file.read(content)
     signature = file.signatures[0]
-    found = _verification.compare(
-        expected,
-        _verification.run(content, signature, batches),
-        signature=signature,
-        steps=_verification.output_steps(file),
-        quantization=options.quantization,
-        min_sqnr=min_sqnr,
-    )
+    is_trained = _freezing.has_fake_quant(frozen)
+    try:
+        found = _verification.compare(
+            expected,
+            _verification.run(content, signature, batches),
+            signature=signature,
+            steps=_verification.output_steps(file),
+            quantization=request.quantization,
+            min_sqnr=request.min_sqnr,
+            is_trained=is_trained,
+        )
+    except VerificationError as error:
+        if not is_trained or request.quantization != "int8":
+            raise
+        raise VerificationError(
+            f"{error}. {_divergence.explain(frozen, content, batches, source.layers)}"
+        ) from error
     return {
         "data": samples.kind,
         "examples": min(_VERIFIED_EXAMPLES, len(samples.batches)),

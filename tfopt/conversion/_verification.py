@@ -32,6 +32,11 @@ MIN_SQNR = {
 # A model trained for int8 shows in training what its file computes: 60 and more; 20 was
 # a file whose empty channels had lost their biases, and 2 points of accuracy.
 MIN_SQNR_TRAINED = {"int8": 25.0, "int16x8": 40.0}
+# An int8 file of such a model also is at most a step off on average, and picks the same
+# class in this share of rows, those aside whose classes are within two steps.
+_MEAN_STEPS = 1.0
+_MIN_CLASSES = 0.995
+_TIE_STEPS = 2
 # Share of equal values for integer and boolean outputs, where a tie may fall otherwise.
 _MIN_EQUAL = {
     "none": 0.99,
@@ -207,6 +212,7 @@ def compare(
     steps: Mapping[str, float],
     quantization: str,
     min_sqnr: float | None,
+    is_trained: bool = False,
 ) -> dict[str, Agreement]:
     """Compares outputs with those of the source model.
 
@@ -216,7 +222,8 @@ def compare(
         signature: Of the file.
         steps: Quantization step of each output that has one.
         quantization: The mode, which decides the limits.
-        min_sqnr: Limit in dB instead of the mode's.
+        min_sqnr: The only limit, in dB, instead of the mode's.
+        is_trained: Whether the model was trained for the mode.
 
     Returns:
         Agreement by output name.
@@ -237,7 +244,9 @@ def compare(
             )
         agreement = measure(reference, value)
         found[info.name] = agreement
-        limit = MIN_SQNR[quantization] if min_sqnr is None else min_sqnr
+        limit = min_sqnr
+        if limit is None:
+            limit = (MIN_SQNR_TRAINED if is_trained else MIN_SQNR)[quantization]
         step = steps.get(info.name, 0.0)
         if reference[0].dtype.kind not in "fc":
             good = agreement.equal >= _MIN_EQUAL[quantization]
@@ -256,7 +265,42 @@ def compare(
                 f"{agreement.max_error:.4g} where values reach {agreement.peak:.4g} "
                 f"(quantization={quantization!r})"
             )
+        if is_trained and min_sqnr is None and quantization == "int8" and step:
+            _check_trained(info.name, agreement, reference, value, step)
     return found
+
+
+def _check_trained(
+    name: str,
+    agreement: Agreement,
+    reference: Sequence[np.ndarray],
+    value: Sequence[np.ndarray],
+    step: float,
+) -> None:
+    steps = agreement.mean_error / step
+    classes = 1.0
+    if agreement.argmax_equal is not None:
+        classes = _same_classes(reference, value, tie=_TIE_STEPS * step)
+    if not steps <= _MEAN_STEPS or not classes >= _MIN_CLASSES:
+        raise VerificationError(
+            f"The file does not agree with the fake-quantized model at output {name!r}."
+            f" Expected a mean error of at most {_MEAN_STEPS:g} quantization step, and "
+            f"the same class in {_MIN_CLASSES:.1%} of rows (set `min_sqnr` to have "
+            f"that as the only limit). Received: {steps:.3g} steps of {step:.4g}, "
+            f"{classes:.1%}"
+        )
+
+
+def _same_classes(
+    reference: Sequence[np.ndarray], value: Sequence[np.ndarray], *, tie: float
+) -> float:
+    """Returns the share of rows whose class in the file is about the largest one."""
+    a, b = (
+        np.concatenate([x.reshape(-1, x.shape[-1]) for x in values])
+        for values in (reference, value)
+    )
+    chosen = np.take_along_axis(a, b.argmax(-1)[:, np.newaxis], -1)[:, 0]
+    return float(np.mean(a.max(-1) - chosen <= tie))
 
 
 def measure(reference: Sequence[np.ndarray], value: Sequence[np.ndarray]) -> Agreement:
