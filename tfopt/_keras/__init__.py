@@ -115,6 +115,9 @@ def clone(model: Any) -> Any:
             copy = type(model).from_config(model.get_config())
             copy.build_from_config(model.get_build_config())
         copy.set_weights(model.get_weights())
+        if functional and not isinstance(model, keras.Sequential):
+            # Losses are assigned, and files name their outputs, by them.
+            copy.output_names = list(model.output_names)
     except Exception as error:
         raise TfoptError(
             "Cannot copy the model. A subclassed model must implement `get_config` "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.lifting._match import (
@@ -99,9 +100,7 @@ def prelu(network: Network, operation: tf.Operation) -> Match | None:
             operation,
             [value],
             "PReLU",
-            shared_axes=[
-                axis + 1 for axis, size in enumerate(slopes.shape) if size == 1
-            ],
+            shared_axes=(np.flatnonzero(np.array(slopes.shape) == 1) + 1).tolist(),
         )
         match.operations = [operation, positive, product, negative, minus]
         given = [product.inputs[parts[2]]]

@@ -61,6 +61,7 @@ class Network:
         self._live = self._reachable()
         self._dynamic = self._depending_on_inputs()
         self._values: dict[str, np.ndarray] = {}
+        self._is_folded = False
         self._check()
 
     def _tensors(self, names: Mapping[str, str], kind: str) -> dict[str, tf.Tensor]:
@@ -102,12 +103,30 @@ class Network:
         tensor = self.source(tensor)
         if tensor.name not in self._values:
             if self.is_constant(tensor):
-                self._values[tensor.name] = self._session.run(tensor)
+                self._values[tensor.name] = self._constant(tensor)
             else:
                 known = _sizes.known(tensor) if tensor.dtype.is_integer else None
                 if known is None:
                     return None
                 self._values[tensor.name] = known
+        return self._values[tensor.name]
+
+    def _constant(self, tensor: tf.Tensor) -> np.ndarray:
+        if tensor.op.type == "Const":
+            return tf.make_ndarray(tensor.op.get_attr("value"))
+        if not self._is_folded:
+            # All at once, since each run of a session takes about 10 ms.
+            self._is_folded = True
+            found = {
+                operand.name: operand
+                for operation in self._live
+                if operation.name in self._dynamic
+                for operand in self.operands(operation)
+                if self.is_constant(operand) and operand.op.type != "Const"
+            }
+            self._values |= self._session.run(found)
+        if tensor.name not in self._values:
+            self._values[tensor.name] = self._session.run(tensor)
         return self._values[tensor.name]
 
     def is_trainable(self, tensors: Iterable[tf.Tensor]) -> bool:
