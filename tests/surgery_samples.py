@@ -330,7 +330,7 @@ def weights_by_layer(model):
     """Path, index and array of all weights, in the order of the flat model."""
     return [
         (spec.path, index, array)
-        for spec in flatten.flatten(model).layers()
+        for spec in flatten.flatten(model, open_layers=False).layers()
         for index, array in enumerate(spec.weights or [])
     ]
 

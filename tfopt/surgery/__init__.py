@@ -110,8 +110,8 @@ def remove_channels(
     Raises:
         ValueError: An argument is wrong; a pattern matches nothing; or channels named
             in `channels` have to stay.
-        TfoptError: The model is subclassed or not built; or, if `strict`, a layer
-            cannot be handled.
+        TfoptError: The model is not built, or its code cannot be read; or, if
+            `strict`, a layer cannot be handled.
         VerificationError: The outputs of the small model differ from those of the
             masked one by more than 1e-5 of their largest absolute value, or what a
             layer inside returns by more than 1e-3.
@@ -226,7 +226,7 @@ class _Choice:
 
 
 def _run(model: Any, options: _Options) -> Removal:
-    graph = flatten.flatten(model)
+    graph = flatten.flatten(model, open_layers=False)
     structure = _rules.analyse(graph)
     groups = _selection.groups_of(
         structure, include=options.include, exclude=options.exclude
@@ -265,7 +265,7 @@ def _run(model: Any, options: _Options) -> Removal:
         refused={spec.path: text for spec, text in structure.refused.items()},
         folded=tuple(folded),
         before=cost(graph),
-        after=cost(flatten.flatten(small)),
+        after=cost(flatten.flatten(small, open_layers=False)),
         max_error=error,
         masked=masked,
     )

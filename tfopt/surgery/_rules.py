@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfopt._keras.flatten import Call, Graph, LayerSpec
+from tfopt._keras import operations
+from tfopt._keras.flatten import Call, Graph
 from tfopt.surgery import _weighted, _weightless
 from tfopt.surgery._structure import Reason, Refusal, Structure
 
@@ -19,28 +20,17 @@ Rule = Callable[[Structure, Call], None]
 _INPUT = Reason("an input of the model", refused=False)
 _OUTPUT = Reason("an output of the model", refused=False)
 
-# Functions of keras.ops (Keras 3) and of TensorFlow (tf_keras), which a model holds
-# where it was written with operators instead of layers.
-_UNARY_FUNCTIONS = frozenset(
+# Operations by their canonical kinds.
+_UNARY_OPERATIONS = frozenset(
     {
-        *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Silu"),
-        *("Sigmoid", "HardSigmoid", "HardSilu", "HardTanh", "Tanh", "Softplus"),
-        *("Softsign", "Mish", "Exp", "Absolute", "Abs", "Square", "Negative", "Clip"),
-        *("LogSigmoid", "Identity", "Sqrt"),
-        *("nn.relu", "nn.relu6", "nn.leaky_relu", "nn.elu", "nn.selu", "nn.gelu"),
-        *("nn.silu", "math.sigmoid", "math.tanh", "math.softplus", "math.exp"),
-        *("math.abs", "math.square", "math.negative", "math.sqrt", "clip_by_value"),
-        *("identity", "__operators__.neg", "__operators__.abs"),
+        *("abs", "celu", "clip", "elu", "exp", "gelu", "hard_sigmoid", "hard_swish"),
+        *("hardtanh", "identity", "leaky_relu", "log_sigmoid", "mish", "neg", "relu"),
+        *("relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt"),
+        *("square", "tanh"),
     }
 )
-_BINARY_FUNCTIONS = frozenset(
-    {
-        *("Add", "Subtract", "Maximum", "Minimum"),
-        *("math.add", "math.subtract", "math.maximum", "math.minimum"),
-        *("__operators__.add", "__operators__.sub"),
-    }
-)
-_MEANS = frozenset({"Mean", "Max", "Min", "math.reduce_mean", "math.reduce_max"})
+_BINARY_OPERATIONS = frozenset({"add", "div", "maximum", "minimum", "mul", "sub"})
+_REDUCTIONS = frozenset({"max", "mean", "min"})
 
 
 def analyse(graph: Graph) -> Structure:
@@ -67,8 +57,9 @@ def _rule_of(call: Call) -> Rule:
         raise Refusal("is called with training=True")
     if len(call.outputs) != 1:
         raise Refusal("returns several tensors")
-    if spec.weights is None or spec.kind == "TFOpLambda":
-        return _function_rule(spec)
+    kind = operations.canonical_kind(spec)
+    if kind is not None:
+        return _operation_rule(kind)
     if spec.kind not in _RULES:
         raise Refusal(
             f"is a {spec.kind} layer, which has no rule"
@@ -78,21 +69,16 @@ def _rule_of(call: Call) -> Rule:
     return _RULES[spec.kind]
 
 
-def _function_rule(spec: LayerSpec) -> Rule:
-    name = spec.kind if spec.weights is None else spec.config.get("function", "")
-    if name in _UNARY_FUNCTIONS:
+def _operation_rule(kind: str) -> Rule:
+    if kind in _UNARY_OPERATIONS:
         return _weightless.elementwise
-    if (
-        name in _BINARY_FUNCTIONS
-        or name in _weightless.PRODUCTS
-        or name in _weightless.QUOTIENTS
-    ):
+    if kind in _BINARY_OPERATIONS:
         return _weightless.arithmetic
-    if name in _MEANS:
-        return _weightless.mean
-    if name == "Concatenate":
+    if kind in _REDUCTIONS:
+        return _weightless.reduction
+    if kind == "concat":
         return _weightless.concatenate
-    raise Refusal(f"is the operation {name or spec.cls.__name__}, which has no rule")
+    raise Refusal(f"is the operation {kind}, which has no rule")
 
 
 def _by_rank(rule: Rule, *names: str) -> dict[str, Rule]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._keras.flatten import Call, LayerSpec, Value
+from tfopt._keras import operations
+from tfopt._keras.flatten import Call, Value
 from tfopt.surgery._common import (
     channel_axis,
     check_elementwise,
@@ -15,13 +16,6 @@ from tfopt.surgery._common import (
 )
 from tfopt.surgery._constants import Constants
 from tfopt.surgery._structure import Layout, Reason, Refusal, Structure
-
-# Operations, as in `_rules`, that are products or quotients of two values.
-PRODUCTS = frozenset({"Multiply", "math.multiply", "__operators__.mul"})
-QUOTIENTS = frozenset(
-    {"Divide", "TrueDivide", "math.divide", "math.truediv", "__operators__.truediv"}
-)
-
 
 # Layers that keep channels apart, without weights.
 
@@ -80,12 +74,11 @@ def global_pooling(structure: Structure, call: Call) -> None:
     structure.transfers[call] = lambda constants: constants.along(value, axis)
 
 
-def mean(structure: Structure, call: Call) -> None:
+def reduction(structure: Structure, call: Call) -> None:
     """The operations mean and maximum over axes that are not channels."""
     value = single(call)
     layout = layout_of(structure, value)
-    given = {**call.layer.config, **call.kwargs}
-    axes = given.get("axis", call.args[1] if len(call.args) > 1 else None)
+    axes = operations.bound(call).get("axis")
     if axes is None:
         raise Refusal("reduces over all axes")
     rank = len(value.shape or ())
@@ -209,7 +202,10 @@ def arithmetic(structure: Structure, call: Call) -> None:
     for layout in layouts[1:]:
         structure.unite(layouts[0].atoms, layout.atoms)
     structure.layouts[call.output] = Layout(len(shape) + place, layouts[0].atoms)
-    is_product = _function_name(call.layer) in PRODUCTS
+    is_product = (operations.canonical_kind(call.layer) or call.layer.kind) in (
+        "mul",
+        "Multiply",
+    )
 
     def transfer(constants: Constants) -> np.ndarray:
         given = np.stack([constants.of(value) for value in full])
@@ -224,23 +220,21 @@ def arithmetic(structure: Structure, call: Call) -> None:
 
 def _check_operands(call: Call) -> None:
     """Raises unless operations take tensors of one rank, and otherwise scalars."""
-    spec = call.layer
-    if spec.weights is None or spec.kind == "TFOpLambda":
-        ranks = {len(value.shape or ()) for value in call.inputs}
-        if len(ranks) != 1:
-            raise Refusal("combines tensors of several ranks")
-    operands = [*call.args, *call.kwargs.values()]
+    kind = operations.canonical_kind(call.layer)
+    if kind is None:
+        return
+    if len({len(value.shape or ()) for value in call.inputs}) != 1:
+        raise Refusal("combines tensors of several ranks")
+    operands = list(operations.bound(call).values())
     if any(not isinstance(x, Value) and np.size(x) > 1 for x in _leaves(operands)):
         raise Refusal("combines channels with a constant tensor")
-    if _function_name(spec) in QUOTIENTS and (
-        len(call.inputs) != 1 or not isinstance(call.args[0], Value)
-    ):
+    if kind == "div" and (len(call.inputs) != 1 or not isinstance(operands[0], Value)):
         raise Refusal("divides by channels")
 
 
 def concatenate(structure: Structure, call: Call) -> None:
     rank = len(call.output.shape or ())
-    joined = call.layer.config.get("axis", -1) % rank
+    joined = _axis(call) % rank
     values = call.inputs
     layouts = [structure.layouts.get(value) for value in values]
     if any(layout is not None and layout.axis != joined for layout in layouts):
@@ -251,6 +245,12 @@ def concatenate(structure: Structure, call: Call) -> None:
     structure.transfers[call] = lambda constants: np.concatenate(
         [constants.along(value, joined) for value in values]
     )
+
+
+def _axis(call: Call) -> int:
+    if operations.is_operation(call.layer):
+        return int(operations.bound(call)["axis"])
+    return call.layer.config.get("axis", -1)
 
 
 def _join_positions(
@@ -268,10 +268,6 @@ def _join_positions(
         return np.where((given == given[0]).all(axis=0), given[0], np.nan)
 
     structure.transfers[call] = transfer
-
-
-def _function_name(spec: LayerSpec) -> str:
-    return spec.config["function"] if spec.kind == "TFOpLambda" else spec.kind
 
 
 def _leaves(thing: Any) -> list[Any]:

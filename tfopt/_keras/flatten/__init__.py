@@ -32,7 +32,7 @@ from tfopt.types import TfoptError
 __all__ = ["Call", "Graph", "LayerSpec", "Value", "flatten", "make_layer", "to_model"]
 
 
-def flatten(model: Any) -> Graph:
+def flatten(model: Any, *, open_layers: bool = True) -> Graph:
     """Returns the flat graph of a built model.
 
     A subclassed model, a custom layer that holds layers, and attention layers are
@@ -47,6 +47,8 @@ def flatten(model: Any) -> Graph:
     Args:
         model: Model of Keras 3 or tf_keras, possibly with nested models. It is not
             changed and shares nothing with the graph.
+        open_layers: Whether layers that are made of layers are opened. Otherwise only
+            a subclassed model is, and the layers that it calls are the graph's.
 
     Raises:
         TfoptError: The model is not built, it is subclassed and cannot be opened or
@@ -62,7 +64,7 @@ def flatten(model: Any) -> Graph:
         )
     with _as_it_was(model):
         network = network_of(model)
-        walk = Walk(keras)
+        walk = Walk(keras, open_layers=open_layers)
         graph = (
             _subclassed(model, walk)
             if network is None

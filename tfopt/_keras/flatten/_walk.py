@@ -29,11 +29,12 @@ from tfopt.types import TfoptError
 class Walk:
     """One walk over a model; `calls` grows in an order in which they can be run."""
 
-    def __init__(self, keras: Any) -> None:
+    def __init__(self, keras: Any, *, open_layers: bool) -> None:
         self.calls: list[Call] = []
         # What each call runs.
         self.functions: dict[Call, Callable[..., Any]] = {}
         self._keras = keras
+        self._open_layers = open_layers
         self._specs: dict[int, LayerSpec] = {}
         # Variables of opened layers, once a call provides them. The variables are
         # kept, so that no other gets the identity of one.
@@ -128,7 +129,7 @@ class Walk:
         network = network_of(layer)
         if network is not None:
             return self._inline(layer, network, args, kwargs, prefix, training)
-        if _composites.why_closed(layer) is not None:
+        if not self._open_layers or _composites.why_closed(layer) is not None:
             return None
         before = len(self.calls), dict(self._specs), dict(self._variables)
         options = dict(kwargs)

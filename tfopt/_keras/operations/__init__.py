@@ -15,16 +15,19 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt._keras.flatten._graph import Call, LayerSpec, Value
 from tfopt._keras.operations import _arguments, _names
+from tfopt._keras.operations._kinds import bound, canonical_kind, is_operation
 from tfopt._keras.operations._layers import Classes, classes
 from tfopt.types import TfoptError
 
 __all__ = [
     "Classes",
+    "bound",
     "call_of",
     "call_of_layer",
     "call_of_variable",
+    "canonical_kind",
     "classes",
-    "decoded",
+    "is_operation",
     "name_of",
     "operation_config",
     "recorded",
@@ -197,12 +200,3 @@ def _with_slices(thing: Any) -> Any:
     if isinstance(thing, (list, tuple)):
         return type(thing)(map(_with_slices, thing))
     return thing
-
-
-def decoded(call: Call) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the arguments of an Operation's call, with its `Value`s in place."""
-    config, tensors = call.layer.config, call.inputs
-    return (
-        _arguments.decode(config["arguments"], tensors),
-        {k: _arguments.decode(x, tensors) for k, x in config["keywords"].items()},
-    )
