@@ -37,8 +37,6 @@ def own_step(with_x):
             given = {"x": x} if with_x else {}
             predicted = self(x, training=True)
             loss = self.compute_loss(y=y, y_pred=predicted, **given)
-        if tf.reduce_sum(x) < -1e9:  # what AutoGraph must convert in tf_keras
-            loss = loss * 0.0
         found = [getattr(v, "value", v) for v in self.trainable_variables]
         found = self.trainable_variables if callable(found[0]) else found
         gradients = tape.gradient(loss, found)
@@ -62,10 +60,7 @@ def own_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **more):
 def test_a_train_step_of_the_users(keras):
     model = subclass(keras, train_step=own_step(with_x=True))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if not _is_keras3(keras):
-        samples.compiled(keras, model, loss=loss)
-    else:  # its `call` may not be converted
-        samples.compiled(keras, model, loss=loss, run_eagerly=True)
+    samples.compiled(keras, model, loss=loss)
     logs = samples.fit(model, [Distill(teacher_of(keras))])
     expected = plain_logs(keras)
     assert logs.pop("mine") > 0

@@ -90,8 +90,6 @@ class TrainingStep:
             self._hints.remove()
         variables.forget_train_function(self._model)
 
-    # AutoGraph converts these two wrappers, and through them the user's own methods,
-    # so they hold no more than a few calls.
     def _wrapped_step(self, own: Any) -> Any:
         def train_step(data: Any) -> Any:
             with self._batch(data) as batch:
@@ -108,12 +106,8 @@ class TrainingStep:
 
         return compute_loss
 
-    @tf.autograph.experimental.do_not_convert
-    def _batch(self, data: Any) -> Any:
-        return self._open_batch(data)
-
     @contextlib.contextmanager
-    def _open_batch(self, data: Any) -> Iterator[_Batch]:
+    def _batch(self, data: Any) -> Iterator[_Batch]:
         x, _, _ = _keras.module_of(self._model).utils.unpack_x_y_sample_weight(data)
         lesson = self._lessons(x)
         taps = None if self._hints is None else self._hints.student_taps
@@ -125,7 +119,6 @@ class TrainingStep:
             finally:
                 self._thread.batch = None
 
-    @tf.autograph.experimental.do_not_convert
     def _finished(self, batch: _Batch, logs: Any) -> Any:
         if not batch.has_loss:
             raise TfoptError(
@@ -143,7 +136,6 @@ class TrainingStep:
             del found["loss"]
         return {**logs, **found}
 
-    @tf.autograph.experimental.do_not_convert
     def _needs_own(self, args: Any, kwargs: Any) -> bool:
         if getattr(self._thread, "batch", None) is None or self._has_own_loss:
             return True
@@ -151,7 +143,6 @@ class TrainingStep:
         labels = [item for item in tf.nest.flatten(y) if item is not None]
         return bool(labels) and bool(self._model.loss)
 
-    @tf.autograph.experimental.do_not_convert
     def _total(self, own: Any, args: Any, kwargs: Any) -> Any:
         """Returns the loss of a training step, given the model's own, if it has one."""
         batch = getattr(self._thread, "batch", None)
