@@ -1,15 +1,15 @@
-"""Looking into models: how sparse their weights really are.
+"""Looking into models: how sparse they really are, and what each layer can bear.
 
-Everything is counted in the weights themselves, nothing is taken from what a method
-said that it would do.
+Everything is counted in the weights themselves and measured on outputs, nothing is
+taken from what a method said that it would do.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,6 +66,108 @@ def sparsity(model: Any) -> dict[str, float]:
     result = {name: zeros / size for name, (zeros, size) in counts.items()}
     zeros = sum(zeros for zeros, _ in counts.values())
     return {**result, "total": zeros / total if total else 0.0}
+
+
+def sensitivity(
+    model: Any,
+    data: Any,
+    *,
+    methods: str | Sequence[str] = "prune",
+    metric: str | Callable[..., float] | None = None,
+    higher_is_better: bool | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    sparsities: Sequence[float] | None = None,
+    score: str | None = None,
+    structure: str | None = None,
+    mode: Literal["alone", "restored", "both"] | None = None,
+    examples: int | None = None,
+    calibration_examples: int | None = None,
+    signature_key: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Returns how a model suffers when one layer at a time is pruned or quantized.
+
+    Nothing is trained, and the model ends up as it was; some hundreds of examples are
+    enough. Pruning evaluates a Keras model `len(sparsities)` times per weight tensor.
+    Quantization takes every source that `tfopt.convert` takes, calibrates it once,
+    and runs the real int8 kernels of one layer at a time in LiteRT.
+
+    Args:
+        model: For `"prune"` a built Keras model, compiled unless `metric` is a
+            function; else anything that `tfopt.convert` takes.
+        data: `(x, y)` arrays, or an iterable of such batches, as a `tf.data.Dataset`;
+            for quantization also inputs alone, in any form of its
+            `representative_dataset`: then only noise is measured.
+        methods: `"prune"`; or one or several of `"int8"` (weights and activations),
+            `"int8_weights"`, `"int4_weights"` and `"float16"` (weights alone).
+        metric: `"prune"`: name of what `model.evaluate` returns ("loss" by default)
+            or a function: model -> number. Quantization: "accuracy" (the default, if
+            there are labels) or a function: outputs, labels -> number.
+        higher_is_better: Whether a higher metric is better. None: "loss" and names
+            that contain "loss" or "error" are not, others are.
+        include: Globs of weights (`"prune"`, as for `Prune`) or of layers and kinds
+            of operators (as for `keep_float` of `tfopt.convert`) to try.
+        exclude: Globs of those not to try.
+        sparsities: `"prune"` only: fractions of zeros to try, in (0, 1), rising; by
+            default (0.5, 0.7, 0.8, 0.9, 0.95).
+        score: `"prune"` only: "magnitude" (default) or "random".
+        structure: `"prune"` only: as for `Prune`, but not "m:n".
+        mode: Quantization only: quantize only one layer ("alone", the default), all
+            but one ("restored"), or "both", one after the other.
+        examples: Quantization only: how many examples are compared; 512 by default.
+        calibration_examples: Quantization only: how many of them tell the ranges of
+            activations; 256 by default.
+        signature_key: Quantization only: which signature of a SavedModel.
+        cache: Quantization only: JSON file to keep scores in, so that an interrupted
+            or repeated call measures only what is new.
+
+    Returns:
+        `Sensitivity`, whose `solve` divides a total sparsity among layers; or
+        `QuantizationSensitivity`, whose `keep_float` picks the layers to leave in
+        float. Both can be printed, saved and loaded.
+
+    Raises:
+        ValueError: An argument is wrong, or the metric is unknown or not finite.
+        ConversionError: The model cannot be converted.
+
+    Example:
+        >>> found = sensitivity(model, (images, labels), methods="int8")
+        >>> list(found.layers)
+        ['logits']
+        >>> found.keep_float(min_sqnr=10.0)
+        []
+    """
+    pruned = methods == "prune"
+    own = {"sparsities": sparsities, "score": score, "structure": structure}
+    others = {
+        "mode": mode,
+        "examples": examples,
+        "calibration_examples": calibration_examples,
+        "signature_key": signature_key,
+        "cache": cache,
+    }
+    for name, value in (others if pruned else own).items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is for {'quantization' if pruned else 'pruning'}. "
+                f"Received: {name}={value!r} with methods={methods!r}"
+            )
+    shared: dict[str, Any] = {
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "include": include,
+        "exclude": exclude,
+        **(own if pruned else others),
+    }
+    given = {name: value for name, value in shared.items() if value is not None}
+    if pruned:
+        from tfopt import pruning
+
+        return pruning.sensitivity(model, data, **given)
+    from tfopt import quantization
+
+    return quantization.measure(model, data, methods=methods, **given)
 
 
 def _counted(model: Any) -> Iterator[tuple[str, int, int]]:

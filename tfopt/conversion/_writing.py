@@ -14,11 +14,16 @@ from tfopt.conversion import (
     _freezing,
     _lowering,
     _operators,
+    _samples,
     _selective,
 )
 from tfopt.conversion._operators import LayerOperator
 from tfopt.conversion._samples import Batch
 from tfopt.conversion._sources import Source
+
+# Bias correction runs the model once per layer.
+_CORRECTION_EXAMPLES = 128
+_CORRECTION_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +140,15 @@ class Writer:
         content = _lowering.quantize(floats, options, names)
         if options.correct_bias:
             content, report["bias_correction"] = _bias_correction.correct(
-                floats, content, self.operators(floats), self._calibration
+                floats, content, self.operators(floats), self._correction_batches()
             )
         return content, kept
+
+    def _correction_batches(self) -> Sequence[Batch]:
+        """Calibration examples, several at a time where the model takes them."""
+        size = _CORRECTION_BATCH if _samples.is_batch_free(self._source.specs) else 1
+        samples = _samples.Samples(tuple(self._calibration), "representative")
+        return samples.merged(_CORRECTION_EXAMPLES, size)
 
     def _kept(
         self, content: bytes, options: _lowering.Options, report: dict[str, Any]

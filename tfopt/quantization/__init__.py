@@ -1,0 +1,12 @@
+"""Quantization after training, layer by layer: what it costs where."""
+
+from __future__ import annotations
+
+from tfopt.quantization._measuring import METHODS, measure
+from tfopt.quantization._result import (
+    Layer,
+    QuantizationSensitivity,
+    Score,
+)
+
+__all__ = ["METHODS", "Layer", "QuantizationSensitivity", "Score", "measure"]

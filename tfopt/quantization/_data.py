@@ -1,0 +1,74 @@
+"""Inputs and labels out of what a user calls data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def split(data: Any, num_inputs: int, *, limit: int) -> tuple[Any, np.ndarray | None]:
+    """Separates inputs from labels.
+
+    Args:
+        data: `(inputs, labels)`, arrays of examples (inputs also a dictionary of
+            them); or an iterable, such as a `tf.data.Dataset`, of `(inputs, labels)`
+            batches; or inputs alone, in every form of a `representative_dataset`.
+        num_inputs: How many inputs the model has.
+        limit: At most so many examples are taken.
+
+    Returns:
+        Inputs in a form that `representative_dataset` may have, and labels [n, ...] or
+        `None`.
+
+    Raises:
+        ValueError: Inputs and labels are of different numbers.
+    """
+    if isinstance(data, tuple) and len(data) == 2:
+        inputs, labels = data
+        _check_lengths(inputs, labels)
+        return inputs, np.asarray(labels)[:limit]
+    if isinstance(data, np.ndarray | Mapping):
+        return data, None
+    items = data() if callable(data) else data
+    if not isinstance(items, Iterable):
+        return data, None
+    return _of_batches(items, num_inputs, limit)
+
+
+def _of_batches(
+    items: Iterable[Any], num_inputs: int, limit: int
+) -> tuple[list[Any], np.ndarray | None]:
+    inputs: list[Any] = []
+    labels: list[np.ndarray] = []
+    count = 0
+    for item in itertools.islice(items, limit):
+        pair = isinstance(item, tuple) and len(item) == 2
+        if pair and (num_inputs == 1 or isinstance(item[0], tuple | list | Mapping)):
+            batch = np.atleast_1d(np.asarray(item[1]))
+            inputs.append(item[0])
+            labels.append(batch)
+            count += len(batch)
+        else:
+            inputs.append(item)
+            count += 1
+        if count >= limit:
+            break
+    if labels and len(labels) != len(inputs):
+        raise ValueError(
+            "Expected labels in every batch or in none. "
+            f"Received: data with {len(labels)} of {len(inputs)}"
+        )
+    return inputs, np.concatenate(labels)[:limit] if labels else None
+
+
+def _check_lengths(inputs: Any, labels: Any) -> None:
+    arrays = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    lengths = [len(array) for array in arrays]
+    if set(lengths) != {len(labels)}:
+        raise ValueError(
+            "Expected as many labels as examples. "
+            f"Received: data with {lengths} examples and {len(labels)} labels"
+        )
