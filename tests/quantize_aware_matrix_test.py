@@ -11,7 +11,7 @@ from tfopt import runner, tflite_file
 from tfopt.conversion import convert
 from tfopt.methods.quantize_aware import QuantizeAware
 
-pytestmark = pytest.mark.both_keras
+pytestmark = [pytest.mark.both_keras, pytest.mark.slow]
 
 EXAMPLES = 256
 

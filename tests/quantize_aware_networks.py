@@ -178,7 +178,9 @@ def wave(k, x):
     for rate in (1, 2, 4):
         filtered = k.Conv1D(6, 2, padding="causal", dilation_rate=rate)(x)
         gate = k.Conv1D(6, 2, padding="causal", dilation_rate=rate)(x)
-        y = k.Multiply()([k.Activation("tanh")(filtered), k.Activation("sigmoid")(gate)])
+        y = k.Multiply()(
+            [k.Activation("tanh")(filtered), k.Activation("sigmoid")(gate)]
+        )
         skips.append(k.Conv1D(6, 1)(y))
         x = k.Add()([x, skips[-1]])
     x = k.ReLU()(k.Add()(skips))
@@ -227,8 +229,8 @@ def text_masked(k, x):
 
 def mixer(k, x):
     x = k.Dense(8)(x)
-    y = k.EinsumDense("ntc,ts->nsc", (6, 8), bias_axes="s")(k.BatchNormalization()(x))
-    y = k.EinsumDense("nsc,st->ntc", (10, 8), bias_axes="t")(k.Activation("gelu")(y))
+    y = k.EinsumDense("ntc,ts->nsc", (10, 8), bias_axes="s")(k.BatchNormalization()(x))
+    y = k.EinsumDense("nsc,st->ntc", (6, 8), bias_axes="t")(k.Activation("gelu")(y))
     x = k.Add()([x, y])
     y = k.EinsumDense("...c,cd->...d", 12, bias_axes="d", activation="gelu")(x)
     x = k.Add()([x, k.EinsumDense("...d,dc->...c", 8, bias_axes="c")(y)])
@@ -254,8 +256,9 @@ def siamese(k, one, other):
 
 def shared_norms(k, x):
     conv = k.Conv2D(4, 3, padding="same", dilation_rate=2)
-    x = k.ReLU()(k.BatchNormalization()(conv(x)))
-    x = k.ReLU()(k.BatchNormalization()(conv(x)))
+    x = k.Conv2D(4, 1)(x)
+    for _ in range(2):
+        x = k.ReLU()(k.BatchNormalization()(conv(x)))
     return k.Dense(5)(k.GlobalAveragePooling2D()(x))
 
 
@@ -389,8 +392,8 @@ def excluded(k, x):
     return k.Dense(5)(k.GlobalAveragePooling2D()(x))
 
 
-def thresholds(k, x):
-    x = k.ReLU(threshold=0.2)(k.Dense(8)(x))
+def group_norm(k, x):
+    x = k.GroupNormalization(2)(k.Dense(8)(x))
     return k.Dense(5)(x)
 
 
@@ -406,7 +409,13 @@ NETWORKS = {
         excluded,
         (IMAGE,),
         floats=frozenset(
-            "DepthwiseConv2D Conv2D Activation Multiply BatchNormalization".split()
+            [
+                "DepthwiseConv2D",
+                "Conv2D",
+                "Activation",
+                "Multiply",
+                "BatchNormalization",
+            ]
         ),
         exclude=("apart", "norm"),
     ),
@@ -414,6 +423,9 @@ NETWORKS = {
     "fire": Network(fire, (IMAGE,)),
     "generator": Network(generator, (VECTOR,)),
     "grouped": Network(grouped, (IMAGE,)),
+    "group_norm": Network(
+        group_norm, (VECTOR,), floats=frozenset(["GroupNormalization"])
+    ),
     "hard_gates": Network(hard_gates, (IMAGE,)),
     "hard_swish": Network(hard_swish, (IMAGE,), keras3=True),
     "heads": Network(heads, (SERIES,)),
@@ -443,7 +455,6 @@ NETWORKS = {
         indices=True,
         floats=frozenset(["GlobalAveragePooling1D", "NotEqual"]),
     ),
-    "thresholds": Network(thresholds, (VECTOR,), floats=frozenset(["ReLU"])),
     "two_in_two_out": Network(two_in_two_out, (IMAGE, VECTOR)),
     "unet": Network(unet, (IMAGE,)),
     "unet_upsampling": Network(unet_upsampling, (IMAGE,)),

@@ -35,6 +35,7 @@ class LayerSpec:
         weights: Values in the layer's own order; `None` for an operation.
         weight_names: Last name component of each, `"kernel"`.
         closed: Why a layer of layers is one call in the graph, `""` for others.
+        keeps_range: Quantized, its output has the range of its input.
     """
 
     cls: Any
@@ -43,6 +44,7 @@ class LayerSpec:
     weights: list[np.ndarray] | None = None
     weight_names: list[str] = dataclasses.field(default_factory=list)
     closed: str = ""
+    keeps_range: bool = False
 
     @property
     def name(self) -> str:

@@ -8,51 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
-from tfopt._keras import kernels
+from tfopt._keras import kernels, operations
 from tfopt._keras.fake_quantize import WEIGHTS
 from tfopt._keras.flatten import Call, Value
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How a kind of layer is quantized.
-
-    Attributes:
-        role: `"compute"`: integer arithmetic, so its inputs and its output need a
-            range. `"same_scale"`: the output has the range of the input (pooling,
-            reshaping). `"identity"`: nothing is left of it in inference.
-            `"batch_norm"`: folds into the weighted layer before it. `"relu"`: fuses
-            into the computation before it, and computes if there is none.
-        weighted: The layer has a kernel to quantize.
-        fuses: Roles of the layers that its kernel can absorb, in this order.
-        output_range: Range of the output where the kernel fixes it.
-        one_scale: Inputs and output have one range.
-        averages: The output has the range of the input, but is rounded anew.
-        takes_floats: Whether its inputs are numbers to quantize, and not indices.
-        selects: With `one_scale`, the output is one of the inputs.
-    """
-
-    role: Literal["compute", "same_scale", "identity", "batch_norm", "relu"]
-    weighted: bool = False
-    fuses: tuple[str, ...] = ()
-    output_range: tuple[float, float] | None = None
-    one_scale: bool = False
-    averages: bool = False
-    takes_floats: bool = True
-    selects: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsupported:
-    """Why a layer stays float, and whether the user wants it so."""
-
-    reason: str
-    wanted: bool = False
-
+from tfopt.methods.quantize_aware._operation_rules import OPERATIONS
+from tfopt.methods.quantize_aware._rule import Rule, Unsupported
 
 _COMPUTE = Rule("compute")
 _ARITHMETIC = Rule("compute", fuses=("relu",))
@@ -81,21 +45,21 @@ _ACTIVATIONS: Mapping[str, Rule] = {
     "tanh": _TANH,
 }
 
-# TensorFlow functions that other layers are split into.
-_OPERATIONS: Mapping[str, Rule] = {
-    "math.abs": _COMPUTE,
-    "math.divide": _COMPUTE,
-    "math.log": _COMPUTE,
-    "reshape": _SAME_SCALE,
-}
-
 
 def rule_of(call: Call) -> Rule | Unsupported:
     """Returns how a call of a layer is quantized, or why it isn't."""
     spec = call.layer
-    row = _RULES.get(spec.kind) or _OPERATIONS.get(spec.config.get("function", ""))
+    if spec.keeps_range:
+        return _AVERAGES
+    kind = operations.canonical_kind(spec)
+    if kind is not None:
+        row = OPERATIONS.get(kind)
+    else:
+        row = _RULES.get(spec.kind or operations.own_kind(spec))
     if row is None:
-        return Unsupported(f"no rule for layers of class {spec.cls.__name__}")
+        what = f"operation {kind!r}" if kind else f"layers of class {spec.cls.__name__}"
+        reason = f" ({spec.closed})" if spec.closed else ""
+        return Unsupported(f"no rule for {what}{reason}")
     rule = row if isinstance(row, Rule) else row(call)
     if isinstance(rule, Rule) and rule.role not in ("identity", "same_scale"):
         return _objection(call, rule) or rule
@@ -340,5 +304,6 @@ _RULES: Mapping[str, _Row] = {
     "UpSampling3D": _SAME_SCALE,
     "ZeroPadding1D": _SAME_SCALE,
     "ZeroPadding2D": _SAME_SCALE,
+    "Weight": Rule("constant"),
     "ZeroPadding3D": _SAME_SCALE,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from tfopt._keras.flatten import Call, LayerSpec, Value
 from tfopt.methods.quantize_aware._building import Builder
@@ -110,12 +110,11 @@ def _softsign(build: Builder, spec: LayerSpec, x: Value) -> Value:
 
 
 def _elu(build: Builder, spec: LayerSpec, x: Value, alpha: float = 1.0) -> Value:
-    """Returns `relu(x) + (exp(min(x, 0)) - 1)`, its negative part times alpha.
+    """Returns `max(x, 0) + (exp(min(x, 0)) - 1)`, its negative part times alpha.
 
     Where LiteRT has an int8 ELU, TensorFlow 2.21's converter does not use it.
     """
-    positive = _relu(build, spec, x)
-    negative = _join(build, spec, "negative", "Subtract", x, positive)
+    positive, negative = _parts(build, spec, x)
     power = _activation(build, spec, "exponential", negative)
     total = _join(build, spec, "sum", "Add", positive, power)
     value = _rescale(build, spec, "moved", total, offset=-1.0)
@@ -129,16 +128,15 @@ def _selu(build: Builder, spec: LayerSpec, x: Value) -> Value:
 
 
 def _softplus(build: Builder, spec: LayerSpec, x: Value) -> Value:
-    """Returns `relu(x) - log(sigmoid(|x|))`, in which no large values occur."""
-    positive = _relu(build, spec, x)
+    """Returns `max(x, 0) - log(sigmoid(|x|))`, in which no large values occur."""
+    positive, _ = _parts(build, spec, x)
     rest = _log_sigmoid_of_size(build, spec, x)
     return _join(build, spec, "difference", "Subtract", positive, rest)
 
 
 def _log_sigmoid(build: Builder, spec: LayerSpec, x: Value) -> Value:
     """Returns `min(x, 0) + log(sigmoid(|x|))`."""
-    positive = _relu(build, spec, x)
-    negative = _join(build, spec, "negative", "Subtract", x, positive)
+    _, negative = _parts(build, spec, x)
     rest = _log_sigmoid_of_size(build, spec, x)
     return _join(build, spec, "sum", "Add", negative, rest)
 
@@ -159,8 +157,18 @@ def _log_sigmoid_of_size(build: Builder, spec: LayerSpec, x: Value) -> Value:
     return build.operation(spec, "log", "math.log", (gate,), x.shape)
 
 
-def _relu(build: Builder, spec: LayerSpec, x: Value) -> Value:
-    return build.call(build.layer(spec, "relu", "ReLU"), x, x.shape)
+def _parts(build: Builder, spec: LayerSpec, x: Value) -> tuple[Value, Value]:
+    """Returns `max(x, 0)` and `min(x, 0)`, in steps of x, so that one of them is zero.
+
+    Without a ReLU, as the converter would compute whatever is before x a second time,
+    with the ReLU fused into it.
+    """
+    args = (x, 0.0)
+    negative = build.operation(spec, "negative", "math.minimum", args, x.shape)
+    positive = _join(build, spec, "positive", "Subtract", x, negative)
+    for value in (negative, positive):
+        cast(Call, value.producer).layer.keeps_range = True
+    return positive, negative
 
 
 def _leaky(build: Builder, spec: LayerSpec, x: Value, slope: float) -> Value:
