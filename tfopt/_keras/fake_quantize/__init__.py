@@ -26,6 +26,7 @@ from typing import Any
 
 from tfopt._keras.fake_quantize import _activations, _weights
 
+INT16_HEADROOM = _activations.INT16_HEADROOM
 calibrating = _activations.calibrating
 channel_axes = _weights.channel_axes
 fake_quantize_weights = _weights.fake_quantize_weights

@@ -15,6 +15,10 @@ from tfopt._keras.fake_quantize._values import value_of
 
 _thread = threading.local()
 
+# A file with int16 activations gets its ranges from data, and cuts off nothing of it;
+# one of the 16 bits keeps the model in training from doing so.
+INT16_HEADROOM = 2.0
+
 
 @contextlib.contextmanager
 def calibrating() -> Iterator[None]:
@@ -116,7 +120,7 @@ class ActivationRange:
     def _round(self, inputs: Any, low: Any, high: Any) -> Any:
         if self.bits == 8:
             return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
-        peak = tf.maximum(high, -low)
+        peak = INT16_HEADROOM * tf.maximum(high, -low)
         return tf.quantization.fake_quant_with_min_max_vars(
             inputs, -peak, peak, num_bits=self.bits, narrow_range=True
         )

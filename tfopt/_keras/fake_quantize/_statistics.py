@@ -43,8 +43,8 @@ def percentiles(
     inner_high = tf.reduce_min(tf.where(below >= share, edges, high))
     inner_low = tf.reduce_max(tf.where(below <= 1 - share, edges, low))
     return (
-        tf.where(inner_low < 0, inner_low, low),
-        tf.where(inner_high > 0, tf.minimum(inner_high, high), high),
+        tf.where(inner_low < -width, inner_low, low),
+        tf.where(inner_high > width, tf.minimum(inner_high, high), high),
     )
 
 
@@ -88,8 +88,9 @@ def _histogram(
     width = (high - low) / _BINS
     width = tf.where(width > 0, width, tf.ones_like(width))
     bins = tf.clip_by_value(tf.cast((values - low) / width, tf.int32), 0, _BINS - 1)
-    counts = tf.math.bincount(
-        bins, minlength=_BINS, maxlength=_BINS, dtype=tf.float32, axis=-1
+    # tf.math.bincount computes the size of its result, which XLA cannot have.
+    counts = tf.raw_ops.DenseBincount(
+        input=bins, size=_BINS, weights=tf.constant([], tf.float32)
     )
     zeros = tf.reduce_sum(tf.cast(values == 0, tf.float32))
     return tf.ensure_shape(counts, [_BINS]), width, zeros

@@ -68,7 +68,7 @@ class QuantizeAware(Method):
             of ranges that leave out the outermost values. `"mse"`: as a moving
             average of the ranges with the least quantization error. Except with
             `"minmax"`, outputs of the model and inputs of softmax have a range that
-            widens at once, so that no class is cut off.
+            widens at once, so that no class is cut off; with int16 all have.
         ema_decay: Weight of the past in the moving average, per step.
         percentile: With `"percentile"`, the percentage of a batch's values that must
             not be above the range, and of those that must not be below it.

@@ -110,6 +110,11 @@ def _conflicts(method: Any) -> Iterator[tuple[bool, tuple[str, ...], str]]:
         "per_channel=True",
     )
     yield (
+        used == "int16x8" and method.range_tracking not in ("ema", "minmax"),
+        ("scheme", "range_tracking"),
+        "With int16 activations nothing needs to be cut off; use 'ema' or 'minmax'",
+    )
+    yield (
         method.packed and (method.weight_bits != 4 or used != "int8"),
         ("packed", "weight_bits", "scheme"),
         "LiteRT has packed weights of 4 bits, beside int8 activations, and no others; "

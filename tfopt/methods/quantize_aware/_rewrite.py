@@ -125,9 +125,12 @@ class _Inserter:
             config |= {"minimum": low, "maximum": high}
             cls = self._classes.FixedActivationRange
             return LayerSpec(cls, config, how.path, weights=[])
-        peaks = how.keep_peaks and numbers.range_tracking != "minmax"
+        # A file with int16 activations has the ranges of its calibration data, which
+        # cut off nothing; so must these.
+        peaks = how.keep_peaks or numbers.activation_bits == 16
+        tracking = numbers.range_tracking
         config |= {
-            "range_tracking": "peak" if peaks else numbers.range_tracking,
+            "range_tracking": "peak" if peaks and tracking != "minmax" else tracking,
             "ema_decay": numbers.ema_decay,
             "percentile": numbers.percentile,
             "nonnegative": how.nonnegative,
@@ -250,7 +253,10 @@ def _representable(
             spec.name,
         )
         high = 1.0  # any range holds zero
-    return (low, high) if bits != 8 else affine.representable_range(low, high)
+    if bits == 8:
+        return affine.representable_range(low, high)
+    peak = fake_quantize.INT16_HEADROOM * max(high, -low)
+    return -peak, peak
 
 
 def _bake_weights(spec: LayerSpec) -> None:
