@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import tfopt
+from tfopt import finetuning
 from tfopt.data import Data, Split
-from tfopt.finetuning import _objective
+from tfopt.finetuning import _objective, command
 from tfopt.methods._base import Method
 
 pytestmark = pytest.mark.both_keras
@@ -25,8 +26,8 @@ def blobs(count=240, seed=0):
 DATA = Data(train=Split(blobs()), test=Split(blobs(seed=1)))
 
 
-def network(keras, units=3, activation=None):
-    keras.utils.set_random_seed(3)
+def network(keras, units=3, activation=None, seed=3):
+    keras.utils.set_random_seed(seed)
     layers = keras.layers
     return keras.Sequential(
         [
@@ -92,6 +93,62 @@ def test_converts_a_model_trained_for_int8(keras, tmp_path):
     assert zeros >= result.sparsity["total"] - 1e-6
 
 
+def test_learns_from_teachers(keras, tmp_path):
+    teacher = network(keras)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher.compile(keras.optimizers.Adam(0.02), loss)
+    teacher.fit(*blobs(), epochs=4, verbose=0)
+    teacher.save(tmp_path / "teacher.keras")
+    network(keras).save(tmp_path / "student.keras")
+    train, test = blobs(), blobs(seed=1)
+    np.savez(
+        tmp_path / "data.npz",
+        x_train=train[0],
+        y_train=train[1],
+        x_test=test[0],
+        y_test=test[1],
+    )
+    found = command.finetune_model(
+        model=str(tmp_path / "student.keras"),
+        data=str(tmp_path / "data.npz"),
+        output_dir=str(tmp_path / "out"),
+        methods=["quantize_aware", "distill", "prune"],
+        method_options={
+            "distill": {"temperature": 2.0},
+            "prune": {"final_sparsity": 0.5, "frequency": 1},
+        },
+        teacher=[str(tmp_path / "teacher.keras")],
+        epochs=2,
+        learning_rate=0.02,
+    )
+    assert found.after["accuracy"] > found.before["accuracy"]
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    logits = np.asarray(teacher(test[0]))
+    accuracy = (logits.argmax(1) == test[1]).mean()
+    assert written["teachers"][0]["accuracy"] == pytest.approx(accuracy)
+    assert "teacher.keras" in written["teachers"][0]["teacher"]
+    assert "teacher.keras" in str(found)
+    assert "T = 2" in written["methods"][1]["report"]["loss"]
+    assert written["sparsity"]["total"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"methods": ["distill"]}, "--methods=distill, --teacher="),
+        ({"teacher": ["t.keras"]}, "--teacher=t.keras"),
+        (
+            {"methods": ["distill"], "teacher": ["t.keras"], "engine": "tfmot"},
+            "no distillation.*--engine=tfmot",
+        ),
+    ],
+)
+def test_teachers_and_distillation_go_together(tmp_path, options, named):
+    files = {"model": "m.keras", "data": "d.npz", "output_dir": str(tmp_path / "x")}
+    with pytest.raises(tfopt.types.UsageError, match=named):
+        command.finetune_model(**files, **options)
+
+
 @pytest.mark.parametrize("methods", ["plain", "prune"])
 def test_goes_on_as_if_it_had_not_been_interrupted(keras, tmp_path, caplog, methods):
     def run(folder, **changed):
@@ -117,6 +174,15 @@ def test_goes_on_as_if_it_had_not_been_interrupted(keras, tmp_path, caplog, meth
     # The comparison tells trainings apart: other orders give other weights.
     other = run(tmp_path / "other", seed=5).model.get_weights()[0]
     assert np.abs(other - whole.model.get_weights()[0]).max() > 1e-4
+
+
+def test_a_teacher_is_known_by_its_weights(keras):
+    first, again, other = (
+        finetuning._described_arguments(tfopt.Distill(network(keras, seed=seed)))
+        for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert first != other
 
 
 def test_takes_no_state_of_another_training(keras, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 Takes a .keras or .h5 file and data, trains with the methods in the order given, and
 writes the optimized model with a report: accuracy before and after, zeros, sizes.
+With --methods=distill it learns from a larger model, too, which --teacher names.
 Interrupted (Ctrl-C, or killed), the same command goes on after the last whole epoch.
 
 Example:

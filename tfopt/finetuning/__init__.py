@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 
 from tfopt import _keras, analysis, artifacts, data, training
 from tfopt._keras import foreign
-from tfopt.finetuning import _objective, _progress
+from tfopt.finetuning import _objective, _progress, _teachers
 from tfopt.finetuning._objective import Objective
 from tfopt.finetuning._resuming import Backup
 from tfopt.methods._base import Method
@@ -43,6 +44,7 @@ class FinetuneResult:
         epochs: Epochs trained in all, those before an interruption included.
         seconds: Time of training in this process.
         notes: How the loss was found, and what was done.
+        teachers: Each teacher of `Distill`, with its accuracy on the test examples.
     """
 
     model: Any = dataclasses.field(repr=False)
@@ -54,6 +56,7 @@ class FinetuneResult:
     epochs: int
     seconds: float
     notes: Sequence[str] = ()
+    teachers: Sequence[_teachers.Taught] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the model."""
@@ -166,8 +169,9 @@ def finetune(
     _fit(student, plan, done, methods, backup)
     seconds = time.monotonic() - start
     final = training.finalize(student, methods)
+    taught = _teachers.measure(methods, examples.test)
     after: dict[str, Any] = _evaluate(final, objective, examples.test, batch_size)
-    notes = [objective.note]
+    notes = [objective.note, *map(str, taught)]
     if done:
         notes.append(f"continued after epoch {done}")
     written = {"keras": _save(final, folder)}
@@ -182,6 +186,7 @@ def finetune(
         after=after,
         sparsity=analysis.sparsity(final),
         methods=[_described(method) for method in methods],
+        teachers=taught,
         epochs=epochs,
         seconds=seconds,
         notes=notes,
@@ -333,7 +338,17 @@ def _described_arguments(method: Method) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns what can be printed; of data its type and size."""
+    """Returns what can be printed; of data and models their type and size."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(x, str) for x in value.values()):
+        return dict(value)
+    if _keras.is_model(value):
+        # Names that Keras makes differ from process to process.
+        size = sum(float(np.abs(weight).sum()) for weight in value.get_weights())
+        return f"{type(value).__name__}, {value.count_params()} weights, sum {size:.6g}"
+    if inspect.isroutine(value):
+        return value.__qualname__
     if isinstance(value, (np.ndarray, Mapping)) or hasattr(value, "element_spec"):
         return f"{type(value).__name__} {getattr(value, 'shape', '')}".strip()
     return value

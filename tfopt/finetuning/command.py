@@ -25,6 +25,7 @@ def finetune_model(
     output_dir: str,
     methods: Sequence[str] = (),
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    teacher: Sequence[str] = (),
     input_scale: float = 1.0,
     epochs: int = 1,
     batch_size: int = 32,
@@ -50,6 +51,8 @@ def finetune_model(
         methods: Methods in order, such as prune,quantize_aware; their options are the
             flags --prune.final_sparsity and so on.
         method_options: Options by method.
+        teacher: Models that --methods=distill learns from: .keras, .h5 or .tflite
+            files, or SavedModel folders. They see the inputs after --input_scale.
         input_scale: Factor on the inputs, such as 0.00392156863 (1/255) for pixels.
         epochs: Passes over the training examples.
         batch_size: Examples in each step.
@@ -85,6 +88,7 @@ def finetune_model(
     }
     options = method_options or {}
     _check_options(methods, options)
+    _check_teacher(methods, teacher, engine)
     if engine == "tfmot":
         from tfopt.finetuning import _tfmot
 
@@ -95,7 +99,7 @@ def finetune_model(
     from tfopt import lifting
 
     examples = _load(data, input_scale)
-    made = [_make(name, options.get(name, {}), examples) for name in methods]
+    made = [_make(name, options.get(name, {}), examples, teacher) for name in methods]
     loaded = lifting.open_model(model)
     return finetuning.finetune(loaded, examples, output_dir, methods=made, **given)
 
@@ -164,9 +168,26 @@ def _check_options(
         )
 
 
-def _make(name: str, options: Mapping[str, Any], examples: data.Data) -> Method:
+def _check_teacher(names: Sequence[str], teacher: Sequence[str], engine: str) -> None:
+    if "distill" in names and engine == "tfmot":
+        raise UsageError(
+            "TFMOT has no distillation. Expected --engine=native. "
+            f"Received: --engine=tfmot with --methods={','.join(names)}"
+        )
+    if bool(teacher) != ("distill" in names):
+        raise UsageError(
+            "--methods=distill and --teacher need each other. "
+            f"Received: --methods={','.join(names)}, --teacher={','.join(teacher)}"
+        )
+
+
+def _make(
+    name: str, options: Mapping[str, Any], examples: data.Data, teacher: Sequence[str]
+) -> Method:
     cls = methods.get(name)
     given = dict(options)
+    if "teacher" in inspect.signature(cls).parameters:
+        given["teacher"] = list(teacher) if len(teacher) > 1 else teacher[0]
     if "representative_dataset" in inspect.signature(cls).parameters:
         # Ranges are then known before the first step.
         given["representative_dataset"] = _calibration(examples.train)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt import _keras
@@ -210,6 +211,34 @@ class Distill(Method):
         """Takes the teacher out of the training step."""
         del logs
         self._end()
+
+    def predictions(self, inputs: Any, *, batch_size: int = 256) -> dict[str, Any]:
+        """Returns what the teachers give, to measure them.
+
+        Args:
+            inputs: An array with the examples along its first axis, or a dictionary
+                of such arrays by input name.
+            batch_size: Examples that are run at a time.
+
+        Returns:
+            By teacher, as reports call it: its outputs, in order.
+
+        Raises:
+            TfoptError: A teacher cannot be loaded, or has other inputs.
+        """
+        count = len(tf.nest.flatten(inputs)[0])
+        found = {}
+        for teacher in self.teachers():
+            parts = []
+            for start in range(0, count, batch_size):
+                batch = tf.nest.map_structure(
+                    lambda x, cut=slice(start, start + batch_size): tf.constant(x[cut]),
+                    inputs,
+                )
+                parts.append([np.asarray(x) for x in teacher(batch, ()).tensors])
+            outputs = zip(*parts, strict=True)
+            found[teacher.label] = [np.concatenate(each) for each in outputs]
+        return found
 
     def teachers(self) -> list[Any]:
         """Returns the teachers as functions; loads them when first called.
