@@ -68,11 +68,14 @@ def lift(
     stays as it is, as a layer of its own.
 
     What the graph has forgotten stays forgotten: dropout, regularization and losses
-    are not part of an inference graph. A BatchNormalization trains its gamma and beta
-    and keeps its statistics, in training too. What was a variable is trainable, what
+    are not part of an inference graph. A BatchNormalization trains as usual: with the
+    statistics of its batches, from which it goes on averaging its own. Where freezing
+    has left only its factor and summand, the kernel before it has taken them up, or
+    they are a layer that isn't trained. What was a variable is trainable, what
     was a constant of the graph isn't; in a frozen graph, which doesn't tell, kernels,
-    biases, scales and tables are trainable. Layers are named after the graph's scopes,
-    without what all have in common: `"block_conv"` for `"model/block/conv/Conv2D"`.
+    biases, normalizations and tables are trainable. Layers are named after the graph's
+    scopes, without what all have in common: `"block_conv"` for
+    `"model/block/conv/Conv2D"`.
 
     Args:
         source: A SavedModel directory of TF1 or TF2, or the object that

@@ -115,7 +115,7 @@ class _Assembly:
             is_last = position == len(match.steps) - 1
             arguments: Any = values if match.is_list and position == 0 else values[0]
             spec = self._spec(step, match)
-            call = Call(spec, (arguments,), dict(step.kwargs), [])
+            call = Call(spec, (arguments,), {}, [])
             # Only the last value is a tensor of the graph.
             made = _value(match.outputs[0]) if is_last else Value(None, values[0].dtype)
             made.producer = call

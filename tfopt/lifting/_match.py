@@ -20,7 +20,6 @@ class Step:
         kind: Name of its class in `keras.layers`.
         config: Arguments of its constructor, without the name.
         weights: Values in the layer's own order.
-        kwargs: Keywords of its call.
         suffix: What its name ends with, if it isn't the layer the match is about.
         origin: The graph's constants that the weights are made of; layers with the
             same are one.
@@ -29,7 +28,6 @@ class Step:
     kind: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: list[np.ndarray] = dataclasses.field(default_factory=list)
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     suffix: str = ""
     origin: frozenset[str] = frozenset()
 

@@ -167,7 +167,10 @@ class Network:
 
     @functools.cached_property
     def _session(self) -> Any:
-        return tf.compat.v1.Session(graph=self.graph)
+        config = tf.compat.v1.ConfigProto()
+        # What optimizes the graph would take out tensors that are asked for.
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        return tf.compat.v1.Session(graph=self.graph, config=config)
 
     @functools.cached_property
     def _input_names(self) -> frozenset[str]:

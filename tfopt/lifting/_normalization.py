@@ -17,7 +17,7 @@ from tfopt.lifting._match import (
 )
 from tfopt.lifting._network import Network
 from tfopt.lifting._sizes import sizes
-from tfopt.lifting._weighted import core_of
+from tfopt.lifting._weighted import KERNEL_AXES, core_of, with_bias, without_bias
 
 # What Keras adds to a variance by default. A layer that only scales and shifts gets
 # the variance that makes it exactly one.
@@ -51,8 +51,7 @@ def _batch_norm(
 ) -> Match:
     if not network.is_trainable(tensors):
         config["trainable"] = False
-    # The statistics stay what they are, in training too.
-    step = Step("BatchNormalization", config, weights, {"training": False})
+    step = Step("BatchNormalization", config, weights)
     step.origin = network.leaves(tensors)
     return Match(operations, [value], [step])
 
@@ -71,8 +70,9 @@ class _Affine:
 def affine(network: Network, operation: tf.Operation) -> Match | None:
     """Products and sums with a constant per channel, or with one number.
 
-    The first become a BatchNormalization, which layers before it absorb; the others
-    a Rescaling.
+    The first are a BatchNormalization, if its statistics can be told; else the kernel
+    before them takes them up; else they are a BatchNormalization that isn't trained,
+    as it would take the statistics of batches for its own. The others are a Rescaling.
     """
     found = _joined(network, operation)
     if found is None:
@@ -97,7 +97,11 @@ def affine(network: Network, operation: tf.Operation) -> Match | None:
         for vector, x in zip(vectors, (found.scale, found.shift), strict=True)
     ):
         return None
-    return _from_statistics(network, found) or _scale_and_shift(network, found, vectors)
+    return (
+        _from_statistics(network, found)
+        or _into_kernel(network, found, vectors)
+        or _scale_and_shift(network, found, vectors)
+    )
 
 
 def _affine(network: Network, operation: tf.Operation) -> _Affine | None:
@@ -151,6 +155,34 @@ def _is_passed_on(network: Network, tensor: tf.Tensor) -> bool:
     return len(network.consumers(tensor)) == 1
 
 
+def _into_kernel(
+    network: Network, found: _Affine, vectors: list[np.ndarray | None]
+) -> Match | None:
+    """Multiplies a kernel by the scale, and adds the shift to its bias."""
+    source = found.value
+    if network.is_input(source) or not _is_passed_on(network, source):
+        return None
+    match = with_bias(network, source.op) or without_bias(network, source.op)
+    axes = None if match is None else KERNEL_AXES.get(match.steps[-1].kind)
+    if match is None or axes is None or not match.is_complete(network, frozenset()):
+        return None
+    step = match.steps[-1]
+    kernel, *biases = step.weights
+    scale, shift = vectors
+    if scale is not None:
+        shape = [1] * kernel.ndim
+        for axis in axes:
+            shape[axis] = kernel.shape[axis]
+        kernel = kernel * scale.reshape(shape)
+        biases = [bias * scale for bias in biases]
+    if shift is not None:
+        biases = [shift + sum(biases)]
+    step.weights = [weight.astype(kernel.dtype) for weight in (kernel, *biases)]
+    step.config["use_bias"] = bool(biases)
+    match.operations = [*found.operations, *match.operations]
+    return match
+
+
 def _scale_and_shift(
     network: Network, found: _Affine, vectors: list[np.ndarray | None]
 ) -> Match:
@@ -162,6 +194,7 @@ def _scale_and_shift(
         "epsilon": _EPSILON,
         "scale": vectors[0] is not None,
         "center": vectors[1] is not None,
+        "trainable": False,
     }
     weights = [*given, zeros, variance]
     return _batch_norm(

@@ -13,6 +13,16 @@ from tfopt.lifting._network import Network
 
 _MATRIX_PRODUCTS = ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "MatMul")
 
+# Axes of a kernel that are the channels of the layer's output.
+KERNEL_AXES = {
+    "Conv1D": (2,),
+    "Conv2D": (3,),
+    "Conv2DTranspose": (2,),
+    "Conv3D": (4,),
+    "Dense": (1,),
+    "DepthwiseConv2D": (2, 3),
+}
+
 
 @dataclasses.dataclass
 class Core:
