@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _START = (
 )
 _ERRORS = {"ValueError": ValueError, "TfoptError": TfoptError}
 
+_AnyPeer = TypeVar("_AnyPeer", bound="_Peer")
+
 _logger = logging.getLogger(__name__)
 
 
@@ -37,7 +39,11 @@ class Crash(RuntimeError):
 
 
 class Processes:
-    """Starts processes for engines and keeps one that is free.
+    """Starts the processes of engines.
+
+    The first one loads the model and stays as the template; others are its forks and
+    share its packed weights. Engines with several threads, and models whose template
+    fails, get processes that start from nothing, of which a spare one is kept.
 
     Args:
         timeout_s: Seconds that one answer may take; None: no limit.
@@ -54,11 +60,47 @@ class Processes:
                 f"{sys.platform}, sys.executable={sys.executable!r}"
             )
         self._timeout_s = timeout_s
-        self._idle: list[_Process] = []
-        self._all: set[_Process] = set()
+        self._spare: list[_Process] = []
+        self._all: set[_Peer] = set()
+        self._templates: dict[str, _Process | None] = {}
+        self._template_lock = threading.Lock()
         # Reentrant: the garbage collector may call `close` from anywhere.
         self._lock = threading.RLock()
         self._is_closed = False
+
+    def open(self, path: str, *, num_threads: int, entry: Entry) -> _Peer:
+        """Returns a process that has loaded a model.
+
+        Raises:
+            Crash: The process ended while it loaded the model.
+            RuntimeError, ValueError: The interpreter refuses the model.
+            TfoptError: It cannot be started, or the Runner is closed.
+        """
+        request = {
+            "do": "open",
+            "path": path,
+            "num_threads": num_threads,
+            "entry": entry,
+            "allocate": False,
+        }
+        self._check_open()
+        if num_threads == 1:
+            with self._template_lock:
+                if path not in self._templates:
+                    self._templates[path] = self._load_template(request)
+                template = self._templates[path]
+                try:
+                    if template is not None:
+                        return self._enlist(template.fork())
+                except Crash:  # of the template, which someone ended
+                    del self._templates[path]
+        process = self.take()
+        try:
+            process.ask(request)
+        except BaseException:
+            self.give(process)
+            raise
+        return process
 
     def take(self) -> _Process:
         """Returns a process that waits for requests.
@@ -67,21 +109,20 @@ class Processes:
             TfoptError: It cannot be started, or the Runner is closed.
         """
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        process = _Process(self._timeout_s)
-        with self._lock:
-            if not self._is_closed:
-                self._all.add(process)
-                return process
-        process.end()
-        raise TfoptError("The Runner is closed. Expected an open one")
+            if self._spare:
+                return self._spare.pop()
+        return self._enlist(_Process(self._timeout_s))
 
-    def give(self, process: _Process) -> None:
+    def give(self, process: _Peer) -> None:
         """Takes a process back as the spare one, or ends it."""
         with self._lock:
-            if process.is_usable and not self._is_closed and not self._idle:
-                self._idle.append(process)
+            if (
+                isinstance(process, _Process)
+                and process.is_usable
+                and not self._is_closed
+                and not self._spare
+            ):
+                self._spare.append(process)
                 return
             self._all.discard(process)
         process.end()
@@ -90,11 +131,39 @@ class Processes:
         """Ends all processes, whatever they are doing."""
         with self._lock:
             self._is_closed = True
-            processes = list(self._all)
+            # Forks first, as their template buries them.
+            processes = sorted(self._all, key=lambda peer: isinstance(peer, _Process))
             self._all.clear()
-            self._idle.clear()
+            self._spare.clear()
         for process in processes:
             process.end()
+
+    def _load_template(self, request: dict[str, Any]) -> _Process | None:
+        process = self.take()
+        try:
+            process.ask({**request, "allocate": True})
+        except (RuntimeError, ValueError) as error:
+            # Sizes of real inputs may do; if not, they will say it better.
+            _logger.debug("weights are not shared: %s", error)
+            self.give(process)
+            return None
+        except BaseException:
+            self.give(process)
+            raise
+        return process
+
+    def _enlist(self, process: _AnyPeer) -> _AnyPeer:
+        with self._lock:
+            if not self._is_closed:
+                self._all.add(process)
+                return process
+        process.end()
+        self._check_open()
+        return process
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise TfoptError("The Runner is closed. Expected an open one")
 
 
 class IsolatedEngine:
@@ -116,18 +185,9 @@ class IsolatedEngine:
     ):
         self.last_thread = 0
         self._processes = processes
-        self._process: _Process | None = processes.take()
-        request = {
-            "do": "open",
-            "path": path,
-            "num_threads": num_threads,
-            "entry": entry,
-        }
-        try:
-            self._process.ask(request)
-        except BaseException:
-            self.close()
-            raise
+        self._process: _Peer | None = processes.open(
+            path, num_threads=num_threads, entry=entry
+        )
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Engine`.
@@ -155,44 +215,32 @@ class IsolatedEngine:
             self._processes.give(process)
 
     @property
-    def _opened(self) -> _Process:
+    def _opened(self) -> _Peer:
         if self._process is None:
             raise RuntimeError("the engine is closed")
         return self._process
 
 
-class _Process:
-    """One process, and the questions it is asked, one at a time."""
+class _Peer:
+    """A process, and the questions it is asked, one at a time.
 
-    def __init__(self, timeout_s: float | None):
-        self._timeout_s = timeout_s
+    Attributes:
+        is_usable: Whether its last answer was complete.
+    """
+
+    def __init__(self, end: socket.socket, log: Any, timeout_s: float | None):
         self.is_usable = False
-        ours, theirs = socket.socketpair()
+        self._port = Port(end, is_runner=True)
         # What C++ code writes to stderr; the last line is often the reason of an end.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
-        _append_only(self._log.fileno())
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path],
-                stdin=subprocess.PIPE,  # tells it when this process is gone
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for this process
-            )
-        self._port = Port(ours, is_runner=True)
-        try:
-            self._answer(_START_SECONDS)
-        except (Crash, OSError) as error:
-            self.end()
-            raise TfoptError(f"Cannot isolate the interpreter: {error}") from error
-        except BaseException:
-            self.end()
-            raise
-        _logger.debug("started process %d", self._process.pid)
+        self._log = log
+        self._timeout_s = timeout_s
 
     def ask(
-        self, request: dict[str, Any], arrays: Sequence[np.ndarray] = ()
+        self,
+        request: dict[str, Any],
+        arrays: Sequence[np.ndarray] = (),
+        *,
+        descriptor: int | None = None,
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Sends a request; returns the answer with views of its arrays.
 
@@ -202,7 +250,7 @@ class _Process:
         """
         self.is_usable = False  # until the answer is complete, whatever happens
         try:
-            self._port.send(request, arrays)
+            self._port.send(request, arrays, descriptor=descriptor)
         except (BrokenPipeError, ConnectionResetError):
             raise Crash(self._describe_end()) from None
         answer, outputs = self._answer(self._timeout_s)
@@ -214,19 +262,18 @@ class _Process:
     def end(self) -> None:
         """Ends the process and waits until it is gone."""
         self.is_usable = False
-        self._process.kill()
-        self._process.wait()
+        self._wait(kill=True)
         self._port.close()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        self._log.close()
+
+    def _wait(self, *, kill: bool) -> int | None:
+        """Waits a while for the end; returns the exit code, None if it goes on."""
+        raise NotImplementedError
 
     def _answer(self, timeout_s: float | None) -> tuple[Any, list[np.ndarray]]:
         try:
             answer = self._port.receive(timeout_s)
         except TimeoutError:
-            self._process.kill()
+            self._wait(kill=True)
             raise Crash(
                 f"no answer within {timeout_s:g} s, so its process was ended; a "
                 "larger `timeout_s` gives it more time"
@@ -237,10 +284,9 @@ class _Process:
         return answer
 
     def _describe_end(self) -> str:
-        try:
-            code = self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        code = self._wait(kill=False)
+        if code is None:
+            self._wait(kill=True)
             return "the process of the interpreter does not answer any more"
         how = f"ended with exit code {code}"
         if code < 0:
@@ -264,6 +310,107 @@ class _Process:
     def _shorten_log(self) -> None:
         if os.fstat(self._log.fileno()).st_size > _MAX_LOG_BYTES:
             os.ftruncate(self._log.fileno(), 0)
+
+
+class _Process(_Peer):
+    """A process that starts from nothing."""
+
+    def __init__(self, timeout_s: float | None):
+        ours, theirs = socket.socketpair()
+        log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
+        _append_only(log.fileno())
+        super().__init__(ours, log, timeout_s)
+        self.lock = threading.Lock()  # of a template, which several threads ask
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.PIPE,  # tells it when this process is gone
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+        try:
+            self._answer(_START_SECONDS)
+        except (Crash, OSError) as error:
+            self.end()
+            raise TfoptError(f"Cannot isolate the interpreter: {error}") from error
+        except BaseException:
+            self.end()
+            raise
+        _logger.debug("started process %d", self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fork(self) -> _Fork:
+        """Returns a process that goes on from here.
+
+        Raises:
+            Crash: This process, or the new one, ended.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self.lock:
+                answer, _ = self.ask({"do": "fork"}, descriptor=theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        return _Fork(self, answer["pid"], ours, self._log, self._timeout_s)
+
+    def end(self) -> None:
+        super().end()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._log.close()
+
+    def _wait(self, *, kill: bool) -> int | None:
+        if kill:
+            self._process.kill()
+            return self._process.wait()
+        try:
+            return self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class _Fork(_Peer):
+    """A fork of a process, which alone can wait for its end."""
+
+    def __init__(
+        self,
+        template: _Process,
+        pid: int,
+        end: socket.socket,
+        log: Any,
+        timeout_s: float | None,
+    ):
+        super().__init__(end, log, timeout_s)
+        self.pid = pid
+        self._template = template
+        self._is_buried = False
+        try:
+            self._answer(_START_SECONDS)
+        except BaseException:
+            self.end()
+            raise
+
+    def _wait(self, *, kill: bool) -> int | None:
+        if self._is_buried:
+            return None
+        request = {"do": "wait", "pid": self.pid, "kill": kill, "seconds": _END_SECONDS}
+        try:
+            with self._template.lock:
+                answer, _ = self._template.ask(request)
+        except (RuntimeError, ValueError, OSError):  # the template is gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            return -signal.SIGKILL
+        code = answer["code"]
+        self._is_buried = kill or code is not None
+        return code
 
 
 def _append_only(descriptor: int) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-_HEADER = struct.Struct("<Q?")  # bytes that follow; whether a descriptor comes along
+_HEADER = struct.Struct("<QB")  # bytes that follow; what descriptor comes along
+_REGION = 2  # the memory of the sender's arrays; 1: some other descriptor
 _ALIGNMENT = 64
 _MIN_REGION = 1 << 16
 
@@ -39,29 +40,42 @@ class Port:
         self._decode = json.loads if is_runner else pickle.loads
         self._outbox = _Outbox()
         self._inbox: mmap.mmap | None = None
+        self._descriptor = -1
 
-    def send(self, message: Any, arrays: Sequence[np.ndarray] = ()) -> None:
+    def send(
+        self,
+        message: Any,
+        arrays: Sequence[np.ndarray] = (),
+        *,
+        descriptor: int | None = None,
+    ) -> None:
         """Sends a message and copies of some arrays.
+
+        Args:
+            message: What is sent.
+            arrays: What is copied.
+            descriptor: A file descriptor to hand over, with a message without arrays.
 
         Raises:
             OSError: The other end is gone.
             ValueError: An array of objects holds something other than strings.
         """
-        places, descriptor = self._outbox.pack(arrays)
+        places, region = self._outbox.pack(arrays)
         try:
             content = self._encode((message, places))
-            header = _HEADER.pack(len(content), descriptor is not None)
+            kind = _REGION if region is not None else int(descriptor is not None)
             rights: list[Any] = []
-            if descriptor is not None:
-                packed = struct.pack("i", descriptor)
+            if kind:
+                handed = descriptor if region is None else region
+                packed = struct.pack("i", handed)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
-            data = header + content
+            data = _HEADER.pack(len(content), kind) + content
             sent = self._socket.sendmsg([data], rights)
             if sent < len(data):
                 self._socket.sendall(data[sent:])
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            if region is not None:
+                os.close(region)
 
     def receive(self, timeout_s: float | None = None) -> tuple[Any, list[np.ndarray]]:
         """Returns a message and its arrays, which are valid until the next message.
@@ -76,13 +90,20 @@ class Port:
         head, descriptors, _, _ = socket.recv_fds(
             self._socket, _HEADER.size, 1, flags=flags
         )
-        size, has_region = _HEADER.unpack(head + self._rest(_HEADER.size - len(head)))
-        if has_region:
+        size, kind = _HEADER.unpack(head + self._rest(_HEADER.size - len(head)))
+        if kind == _REGION:
             # Views of the old region keep it alive while they are needed.
             self._inbox = mmap.mmap(descriptors[0], 0)
             os.close(descriptors[0])
+        elif kind:
+            self._descriptor = descriptors[0]
         message, places = self._decode(self._rest(size))
         return message, [_view(self._inbox, place) for place in places]
+
+    def take_descriptor(self) -> int:
+        """Returns the file descriptor that came with the last message."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
 
     def close(self) -> None:
         """Closes this end."""
@@ -107,6 +128,8 @@ class _Outbox:
 
     def pack(self, arrays: Sequence[np.ndarray]) -> tuple[list[Any], int | None]:
         """Writes arrays; returns their places, and the descriptor of a new region."""
+        if not arrays:
+            return [], None
         places: list[Any] = []
         end = 0
         for array in arrays:

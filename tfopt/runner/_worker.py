@@ -2,6 +2,10 @@
 
 Requests are mappings with `do`: what to do. Answers are mappings with a result, or
 with `error` and `message`.
+
+A process that has loaded a model can fork: the new ones share its packed weights, as
+nobody writes to them. That is sound as long as the interpreter has one thread, so that
+no other thread's locks and work are lost.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ import os
 import signal
 import socket
 import threading
+import time
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -37,26 +43,36 @@ def main(descriptor: int) -> None:
 
         # A crash is expected here; its memory image would only fill the disk.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 about forking
+    _serve(descriptor, _Server())
+
+
+def _serve(descriptor: int, server: _Server) -> NoReturn:
     threading.Thread(target=_end_with_runner, daemon=True).start()
     port = Port(socket.socket(fileno=descriptor), is_runner=False)
-    server = _Server()
     port.send({})  # ready
     while True:
         try:
             request, arrays = port.receive()
+            if request["do"] == "fork":
+                ours = port.take_descriptor()
+                if (pid := os.fork()) == 0:
+                    port.close()
+                    _serve(ours, _Server(server.engine))
+                os.close(ours)
+                server.children.add(pid)
+                port.send({"pid": pid})
+            else:
+                port.send(*server.answer(request, arrays))
         except (EOFError, OSError):
-            break
-        try:
-            port.send(*server.answer(request, arrays))
-        except OSError:
-            break
-    # Without the destructors of a model that may be broken.
-    os._exit(0)
+            # Without the destructors of a model that may be broken.
+            os._exit(0)
 
 
 class _Server:
-    def __init__(self) -> None:
-        self._engine: LocalEngine | None = None
+    def __init__(self, engine: LocalEngine | None = None) -> None:
+        self.engine = engine
+        self.children: set[int] = set()
 
     def answer(self, request: dict[str, Any], arrays: Sequence[np.ndarray]) -> Answer:
         try:
@@ -69,13 +85,30 @@ class _Server:
             return {"error": kind, "message": text}, ()
 
     def _open(self, request: dict[str, Any], _: Sequence[np.ndarray]) -> Answer:
-        self._engine = None
-        self._engine = LocalEngine(
-            request["path"],
-            num_threads=request["num_threads"],
-            entry=request["entry"],
+        self.engine = None
+        entry = request["entry"]
+        self.engine = LocalEngine(
+            request["path"], num_threads=request["num_threads"], entry=entry
         )
+        if request["allocate"]:
+            self.engine.output_shapes(entry.input_shapes)  # packs the weights
         return {}, ()
+
+    def _wait(self, request: dict[str, Any], _: Sequence[np.ndarray]) -> Answer:
+        """Waits for the end of a fork, which comes at once or soon."""
+        pid = request["pid"]
+        if request["kill"] and pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+        latest = time.monotonic() + request["seconds"]
+        while pid in self.children:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                self.children.discard(pid)
+                return {"code": os.waitstatus_to_exitcode(status)}, ()
+            if time.monotonic() > latest:
+                break
+            time.sleep(0.001)
+        return {"code": None}, ()
 
     def _run(self, _: dict[str, Any], arrays: Sequence[np.ndarray]) -> Answer:
         return {}, self._opened.run(arrays)
@@ -99,9 +132,9 @@ class _Server:
 
     @property
     def _opened(self) -> LocalEngine:
-        if self._engine is None:
+        if self.engine is None:
             raise RuntimeError("no model is open")
-        return self._engine
+        return self.engine
 
 
 def _end_with_runner() -> None:
