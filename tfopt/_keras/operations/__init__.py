@@ -15,7 +15,13 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt._keras.flatten._graph import Call, LayerSpec, Value
 from tfopt._keras.operations import _arguments, _names
-from tfopt._keras.operations._kinds import bound, canonical_kind, is_operation
+from tfopt._keras.operations._kinds import (
+    bound,
+    canonical_kind,
+    function_name,
+    is_operation,
+    own_kind,
+)
 from tfopt._keras.operations._layers import Classes, classes
 from tfopt.types import TfoptError
 
@@ -27,9 +33,11 @@ __all__ = [
     "call_of_variable",
     "canonical_kind",
     "classes",
+    "function_name",
     "is_operation",
     "name_of",
     "operation_config",
+    "own_kind",
     "recorded",
 ]
 

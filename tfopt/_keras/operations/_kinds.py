@@ -98,6 +98,18 @@ def is_operation(spec: LayerSpec) -> bool:
     )
 
 
+def function_name(spec: LayerSpec) -> str:
+    """Returns the last component of the name of an operation's function or class."""
+    name = spec.config.get("function", "")
+    return name.rsplit(".", 1)[-1] if name else spec.cls.__name__
+
+
+def own_kind(spec: LayerSpec) -> str:
+    """Returns the class name of tfopt's own layers, else `""`."""
+    is_own = spec.cls.__module__.startswith("tfopt._keras.operations")
+    return spec.cls.__name__ if is_own else ""
+
+
 def canonical_kind(spec: LayerSpec) -> str | None:
     """Returns what an operation computes, as one lower-case word.
 
@@ -117,8 +129,7 @@ def canonical_kind(spec: LayerSpec) -> str | None:
     """
     if not is_operation(spec):
         return None
-    name = spec.config.get("function", "")
-    last = name.rsplit(".", 1)[-1] if name else spec.cls.__name__
+    last = function_name(spec)
     return _by_name().get(last, last.lower())
 
 

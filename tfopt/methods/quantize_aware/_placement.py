@@ -209,7 +209,7 @@ def _unselected(
     exclude: tuple[str, ...],
 ) -> Unsupported | None:
     role = "compute" if isinstance(rule, Unsupported) else rule.role
-    if role in ("same_scale", "identity"):
+    if role in ("same_scale", "identity", "constant"):
         return None
     if any(spec.matches(pattern) for pattern in exclude):
         return Unsupported("excluded", wanted=True)

@@ -18,6 +18,10 @@ from tfopt._keras.flatten import Call, Value
 from tfopt.methods.quantize_aware._operation_rules import OPERATIONS
 from tfopt.methods.quantize_aware._rule import Rule, Unsupported
 
+# Of more channels, a normalized value is a few steps: 28 dB are left with 256 of them,
+# 24 dB with 768.
+MAX_UNIT_CHANNELS = 256
+
 _COMPUTE = Rule("compute")
 _ARITHMETIC = Rule("compute", fuses=("relu",))
 _SAME_SCALE = Rule("same_scale")
@@ -234,6 +238,17 @@ def _is_masked(value: Value) -> bool:
     return any(_is_masked(before) for before in call.inputs)
 
 
+def _example_norm(call: Call) -> Unsupported:
+    return Unsupported(
+        "LiteRT's int8 L2_NORMALIZATION, in steps of 1/128, serves only for the last "
+        f"axis of at most {MAX_UNIT_CHANNELS} channels"
+    )
+
+
+def _group_norm(call: Call) -> Unsupported:
+    return Unsupported("LiteRT has no int8 kernel for means and variances of groups")
+
+
 def _no_3d_pooling(call: Call) -> Unsupported:
     return Unsupported("TFLite pools volumes only if their sizes are fixed")
 
@@ -271,7 +286,9 @@ _RULES: Mapping[str, _Row] = {
     "GlobalMaxPooling1D": _SAME_SCALE,
     "GlobalMaxPooling2D": _SAME_SCALE,
     "GlobalMaxPooling3D": _SAME_SCALE,
+    "GroupNormalization": _group_norm,
     "Identity": _IDENTITY,
+    "LayerNormalization": _example_norm,
     "LeakyReLU": _COMPUTE,
     "MaxPooling1D": _SAME_SCALE,
     "MaxPooling2D": _SAME_SCALE,
@@ -282,6 +299,7 @@ _RULES: Mapping[str, _Row] = {
     "Normalization": _normalization,
     "PReLU": _COMPUTE,
     "Permute": _SAME_SCALE,
+    "RMSNormalization": _example_norm,
     "RandomBrightness": _IDENTITY,
     "RandomContrast": _IDENTITY,
     "RandomFlip": _IDENTITY,

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tfopt._keras import operations
 from tfopt._keras.fake_quantize import WEIGHTS
 from tfopt._keras.flatten import Call, Graph
 from tfopt.methods.quantize_aware._building import Builder, Expansion, expand_all
-from tfopt.methods.quantize_aware._canonical import _activations, _layers
+from tfopt.methods.quantize_aware._canonical import (
+    _activations,
+    _layers,
+    _norms,
+    _operations,
+)
 
 _ROWS: Mapping[str, Expansion] = {
     **dict.fromkeys(WEIGHTS, _activations.split_off),
@@ -20,10 +26,12 @@ _ROWS: Mapping[str, Expansion] = {
     "Average": _layers.average,
     "AveragePooling3D": _layers.pooling_3d,
     "ELU": _activations.elu_layer,
+    "LayerNormalization": _norms.layer_norm,
     "MaxPooling3D": _layers.pooling_3d,
     "Maximum": _layers.chain,
     "Minimum": _layers.chain,
     "Multiply": _layers.chain,
+    "RMSNormalization": _norms.rms_norm,
     "ReLU": _activations.leaky_relu_layer,
     "SeparableConv1D": _layers.separable,
     "SeparableConv2D": _layers.separable,
@@ -41,4 +49,7 @@ def canonicalize(graph: Graph) -> None:
 
 
 def _row_of(call: Call) -> Expansion | None:
+    kind = operations.canonical_kind(call.layer)
+    if kind is not None:
+        return _operations.ROWS.get(kind)
     return _ROWS.get(call.layer.kind)

@@ -1,0 +1,261 @@
+"""Operations as layers, or as the operations that LiteRT has int8 kernels for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt._keras import operations
+from tfopt._keras.flatten import Call, LayerSpec, Value
+from tfopt.methods.quantize_aware._building import Builder, Expansion
+
+_MULTIPLY, _SUBTRACT = "math.multiply", "math.subtract"
+
+
+def _operand(given: Mapping[str, Any], *names: str) -> Any:
+    """Returns the argument that has one of several names."""
+    for name in names:
+        if name in given:
+            return given[name]
+    return None
+
+
+_X = ("x", "features", "input", "input_tensor", "logits", "a", "x1", "inputs", "t")
+_Y = ("y", "b", "x2")
+
+
+def _unary(build: Builder, call: Call) -> tuple[LayerSpec, Value] | None:
+    x = _operand(operations.bound(call), *_X)
+    if not isinstance(x, Value) or not tf.as_dtype(x.dtype).is_floating:
+        return None
+    return call.layer, x
+
+
+def _activation(name: str) -> Expansion:
+    """Returns an expansion to an Activation layer."""
+
+    def expand(build: Builder, call: Call) -> Value | None:
+        found = _unary(build, call)
+        if found is None or not hasattr(build.keras.activations, name):
+            return None
+        spec, x = found
+        config = {"activation": name, "dtype": "float32"}
+        return build.call(build.layer(spec, name, "Activation", config), x, x.shape)
+
+    return expand
+
+
+def _relu(build: Builder, call: Call, limit: float | None = None) -> Value | None:
+    found = _unary(build, call)
+    if found is None:
+        return None
+    spec, x = found
+    # The operation of Keras 3 has no such options; its layer and function have.
+    config = {"max_value": limit, "dtype": "float32"}
+    return build.call(build.layer(spec, "relu", "ReLU", config), x, x.shape)
+
+
+def _leaky_relu(build: Builder, call: Call) -> Value | None:
+    found, given = _unary(build, call), operations.bound(call)
+    if found is None:
+        return None
+    spec, x = found
+    slope = float(_operand(given, "alpha", "negative_slope"))
+    key = "alpha" if build.keras.__name__ == "tf_keras" else "negative_slope"
+    config = {key: slope, "dtype": "float32"}
+    return build.call(build.layer(spec, "leaky", "LeakyReLU", config), x, x.shape)
+
+
+def _softmax(build: Builder, call: Call) -> Value | None:
+    found, given = _unary(build, call), operations.bound(call)
+    if found is None:
+        return None
+    spec, x = found
+    axis = given.get("axis")
+    config = {"axis": -1 if axis is None else axis, "dtype": "float32"}
+    return build.call(build.layer(spec, "softmax", "Softmax", config), x, x.shape)
+
+
+def _clip(build: Builder, call: Call) -> Value | None:
+    """Turns a clip from zero into a ReLU, and others into minimum and maximum."""
+    given = operations.bound(call)
+    x = _operand(given, "t", "x")
+    low = _operand(given, "clip_value_min", "x_min")
+    high = _operand(given, "clip_value_max", "x_max")
+    if not isinstance(x, Value) or not all(map(_is_number, (low, high))):
+        return None
+    if float(low) == 0:
+        config = {"max_value": float(high), "dtype": "float32"}
+        return build.call(build.layer(call.layer, "relu", "ReLU", config), x, x.shape)
+    return None
+
+
+def _is_number(thing: Any) -> bool:
+    return not isinstance(thing, Value) and thing is not None and np.ndim(thing) == 0
+
+
+def _negative(build: Builder, call: Call) -> Value | None:
+    found = _unary(build, call)
+    if found is None:
+        return None
+    spec, x = found
+    return build.operation(spec, "minus", _MULTIPLY, (x, -1.0), x.shape)
+
+
+def _square(build: Builder, call: Call) -> Value | None:
+    found = _unary(build, call)
+    if found is None:
+        return None
+    spec, x = found
+    return build.operation(spec, "square", _MULTIPLY, (x, x), x.shape)
+
+
+def _squared_difference(build: Builder, call: Call) -> Value | None:
+    x, y = _pair(call)
+    shape = call.output.shape
+    if not _is_float(call.output):
+        return None
+    difference = build.operation(call.layer, "difference", _SUBTRACT, (x, y), shape)
+    args = (difference, difference)
+    return build.operation(call.layer, "square", _MULTIPLY, args, shape)
+
+
+def _power(build: Builder, call: Call) -> Value | None:
+    x, y = _pair(call)
+    if not isinstance(x, Value) or not _is_number(y) or not _is_float(x):
+        return None
+    if float(y) == 2:
+        return build.operation(call.layer, "square", _MULTIPLY, (x, x), x.shape)
+    if float(y) == -0.5:
+        return build.operation(call.layer, "rsqrt", "math.rsqrt", (x,), x.shape)
+    return None
+
+
+def _divide(build: Builder, call: Call) -> Value | None:
+    """Turns a division by a constant into a product."""
+    x, y = _pair(call)
+    if not isinstance(x, Value) or isinstance(y, Value) or not _is_float(call.output):
+        return None
+    factor = 1 / np.asarray(y, np.float32)
+    return build.operation(
+        call.layer, "product", _MULTIPLY, (x, factor), call.output.shape
+    )
+
+
+def _pair(call: Call) -> tuple[Any, Any]:
+    given = operations.bound(call)
+    return _operand(given, *_X), _operand(given, *_Y)
+
+
+def _is_float(value: Value) -> bool:
+    return tf.as_dtype(value.dtype).is_floating
+
+
+def _arithmetic(build: Builder, call: Call) -> Value | None:
+    """Gives a constant with several values a range of its own."""
+    if operations.function_name(call.layer).lower() in ("biasadd", "bias_add"):
+        given = operations.bound(call)
+        x, y = given["value"], given["bias"]
+        function = "math.add"
+    else:
+        x, y = _pair(call)
+        function = _FUNCTIONS[operations.canonical_kind(call.layer) or ""]
+    if not _is_float(call.output):
+        return None
+    tie = next((each for each in (x, y) if isinstance(each, Value)), None)
+    constants = [
+        each for each in (x, y) if not isinstance(each, Value) and np.size(each) > 1
+    ]
+    if tie is None or len(constants) != 1:
+        return None
+    made = _constant(build, call.layer, constants[0], tie)
+    x, y = (each if isinstance(each, Value) else made for each in (x, y))
+    return build.operation(call.layer, "sum", function, (x, y), call.output.shape)
+
+
+_FUNCTIONS = {
+    "add": "math.add",
+    "maximum": "math.maximum",
+    "minimum": "math.minimum",
+    "mul": _MULTIPLY,
+    "sub": _SUBTRACT,
+}
+
+
+def _constant(build: Builder, spec: LayerSpec, array: Any, tie: Value) -> Value:
+    """Returns a constant as a value that can have a range."""
+    array = np.asarray(array, np.float32)
+    config = {
+        "shape": list(array.shape),
+        "weight_name": "constant",
+        "dtype": "float32",
+        "trainable": False,
+    }
+    cls = operations.classes(build.keras).Weight
+    layer = build.layer(spec, "constant", cls, config, {"constant": array})
+    return build.call(layer, tie, array.shape)
+
+
+def _matmul(build: Builder, call: Call) -> Value | None:
+    """Turns a product with a matrix of weights into a Dense layer."""
+    given = operations.bound(call)
+    x, y = _pair(call)
+    flags = ("transpose_a", "adjoint_a", "adj_x", "a_is_sparse", "b_is_sparse")
+    if any(given.get(flag) for flag in flags) or not isinstance(x, Value):
+        return None
+    kernel, trainable = _weight(y)
+    if kernel is None or kernel.ndim != 2 or not _is_float(x):
+        return None
+    flags = ("transpose_b", "adjoint_b", "adj_y")
+    if any(given.get(flag) for flag in flags):
+        if trainable:
+            return None
+        kernel = kernel.T
+    name = y.producer.layer.name if isinstance(y, Value) and y.producer else "kernel"
+    config = {
+        "units": kernel.shape[1],
+        "use_bias": False,
+        "trainable": trainable,
+        "dtype": "float32",
+    }
+    origin = y.producer.layer if isinstance(y, Value) and y.producer else call.layer
+    layer = build.layer(origin, f"{name}_dense", "Dense", config, {"kernel": kernel})
+    return build.call(layer, x, call.output.shape)
+
+
+def _weight(thing: Any) -> tuple[np.ndarray | None, bool]:
+    """Returns the array of a variable or a constant, and whether it is trainable."""
+    if not isinstance(thing, Value):
+        return (None if thing is None else np.asarray(thing, np.float32)), False
+    spec = thing.producer.layer if thing.producer else None
+    if spec is None or operations.own_kind(spec) != "Weight" or not spec.weights:
+        return None, False
+    return spec.weights[0], bool(spec.config.get("trainable", True))
+
+
+_NAMED = (
+    *("elu", "hard_sigmoid", "log_sigmoid", "selu", "sigmoid", "softplus"),
+    *("softsign", "tanh"),
+)
+ROWS: Mapping[str, Callable[[Builder, Call], Value | None]] = {
+    **{name: _activation(name) for name in _NAMED},
+    **dict.fromkeys(_FUNCTIONS, _arithmetic),
+    "clip": _clip,
+    "div": _divide,
+    "exp": _activation("exponential"),
+    "hard_swish": _activation("hard_silu"),
+    "leaky_relu": _leaky_relu,
+    "matmul": _matmul,
+    "neg": _negative,
+    "pow": _power,
+    "relu": _relu,
+    "silu": _activation("swish"),
+    "relu6": functools.partial(_relu, limit=6.0),
+    "softmax": _softmax,
+    "square": _square,
+    "squared_difference": _squared_difference,
+}
