@@ -108,8 +108,8 @@ def test_tflite_processes_never_import_tensorflow(models):
             format="tflite",
             rows=1,
             data=None,
-            num_workers=1,
-            num_threads=1,
+            seed=0,
+            options={"num_workers": 1, "num_threads": 1},
         )
         assert opened["tensorflow"] is False
 

@@ -15,6 +15,9 @@ import numpy as np
 
 from tfopt.types import Signature, TfoptError
 
+# Handed at once to an engine that cuts them apart.
+_BATCHES = 64
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -25,11 +28,13 @@ class Engine(Protocol):
         signature: What it takes and gives.
         config: The options that it runs with, for the report.
         free_rows: Whether it takes any number of rows at once.
+        cuts: Whether it cuts many rows into batches itself, for parallel workers.
     """
 
     signature: Signature
     config: dict[str, Any]
     free_rows: bool
+    cuts: bool
 
     def run(self, inputs: Arrays) -> Arrays:
         """Returns the outputs of one call, all by name."""
@@ -79,6 +84,8 @@ def predict(engine: Engine, inputs: Arrays, rows: int) -> Arrays:
         TfoptError: An output doesn't have one row for each row of the inputs.
     """
     total = len(next(iter(inputs.values())))
+    if engine.cuts:
+        rows *= _BATCHES
     parts: list[Arrays] = []
     for start in range(0, total, rows):
         part = {name: array[start : start + rows] for name, array in inputs.items()}

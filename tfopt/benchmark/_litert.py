@@ -65,6 +65,7 @@ class TfliteEngine:
     """A `.tflite` file in a Runner; see `_engine.Engine`."""
 
     free_rows = True
+    cuts = True
 
     def __init__(self, path: str, runner: Runner) -> None:
         self._path = path

@@ -11,7 +11,7 @@ import os
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from tfopt.benchmark import _inputs, _models, _process
@@ -127,115 +127,170 @@ def benchmark_models(
         >>> found["int8"].latency.speedup_over(found["float"].latency)  # doctest: +SKIP
         2.1
     """
-    _check(batch_size, num_runs, warmup_runs, rounds, min_round_ms, timeout_s, cpus)
-    for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
-        if value != "auto":
-            _count(name, value)
-    options = {
-        "num_workers": num_workers,
-        "num_threads": num_threads,
-        "signature_key": signature_key,
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-    }
-    settings = {
-        **options,
-        "batch_size": batch_size,
-        "num_runs": num_runs,
-        "warmup_runs": warmup_runs,
-        "rounds": rounds,
-        "min_round_ms": min_round_ms,
-        "cpus": None if cpus is None else list(cpus),
-        "data": "made up" if data is None else "given",
-        "seed": seed,
-    }
-    with contextlib.ExitStack() as stack:
-        files = stack.enter_context(_models.as_files(models))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tfopt-"))
+    settings = Settings(
+        batch_size=batch_size,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        num_runs=num_runs,
+        warmup_runs=warmup_runs,
+        rounds=rounds,
+        min_round_ms=min_round_ms,
+        autotune=autotune,
+        profile=profile,
+        seed=seed,
+        signature_key=signature_key,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        cpus=None if cpus is None else tuple(cpus),
+        timeout_s=timeout_s,
+    )
+    with (
+        _models.as_files(models) as files,
+        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+    ):
         written = None
         if data is not None:
-            arrays = dict(data) if hasattr(data, "keys") else {"": data}
-            written = _process.write_arrays(pathlib.Path(folder) / "data", arrays)
-        candidates = [_Candidate(file) for file in files]
+            arrays = dict(data) if isinstance(data, Mapping) else {"": data}
+            written = _process.write_arrays(pathlib.Path(folder), arrays)
+        return measure(files, settings, data=written)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of `benchmark_models`.
+
+    Attributes:
+        floats: Whether quantized outputs are given as floats, beside its own options.
+    """
+
+    batch_size: int = 1
+    num_workers: int | Literal["auto"] = "auto"
+    num_threads: int | Literal["auto"] = "auto"
+    num_runs: int = 50
+    warmup_runs: int = 3
+    rounds: int = 10
+    min_round_ms: float = 20.0
+    autotune: bool = False
+    profile: bool = False
+    seed: int = 0
+    signature_key: str | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    cpus: tuple[int, ...] | None = None
+    timeout_s: float = 300.0
+    floats: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_runs", "rounds"):
+            _count(name, getattr(self, name))
+        _count("warmup_runs", self.warmup_runs, least=0)
+        for name in ("num_workers", "num_threads"):
+            if getattr(self, name) != "auto":
+                _count(name, getattr(self, name))
+        if not 0 <= self.min_round_ms < math.inf:
+            raise ValueError(
+                "Expected 0 or more milliseconds. Received: "
+                f"min_round_ms={self.min_round_ms!r}"
+            )
+        if not self.timeout_s > 0:
+            raise ValueError(
+                "Expected a positive number of seconds. "
+                f"Received: timeout_s={self.timeout_s!r}"
+            )
+        if self.cpus is None:
+            return
+        has_pinning = hasattr(os, "sched_getaffinity")
+        allowed = sorted(os.sched_getaffinity(0)) if has_pinning else []
+        if not self.cpus or not set(self.cpus) <= set(allowed):
+            raise ValueError(
+                f"Expected cores among {allowed}, at least one. "
+                f"Received: cpus={self.cpus!r}"
+            )
+
+    def engine_options(self) -> dict[str, Any]:
+        """Returns what opening a model needs; see `_engine.open_engine`."""
+        names = ("num_workers", "num_threads", "signature_key", "inputs", "outputs")
+        return {name: getattr(self, name) for name in (*names, "floats")}
+
+
+def measure(
+    files: Sequence[_models.ModelFile],
+    settings: Settings,
+    *,
+    data: str | None = None,
+    finish: Callable[[_models.ModelFile, _process.ModelProcess], None] | None = None,
+) -> Benchmark:
+    """Measures model files in turn; see `benchmark_models`.
+
+    Args:
+        files: The models.
+        settings: How.
+        data: Folder of inputs by `write_arrays`; by default they are made up.
+        finish: Gets each model's process after its rounds, while the model is loaded.
+            A `TfoptError` of it becomes the model's reason.
+    """
+    candidates = [_Candidate(file) for file in files]
+    with contextlib.ExitStack() as stack:
         for candidate in candidates:
             stack.callback(candidate.close)
-        start = _Start(batch_size, written, seed, options, cpus, timeout_s, autotune)
         for candidate in candidates:
-            candidate.try_to(start.open, warmup_runs)
-        calls = math.ceil(num_runs / rounds)
-        for number in range(rounds):
-            _logger.debug("round %d of %d", number + 1, rounds)
+            candidate.try_to(_start, settings, data)
+        calls = math.ceil(settings.num_runs / settings.rounds)
+        for number in range(settings.rounds):
+            _logger.debug("round %d of %d", number + 1, settings.rounds)
             for candidate in candidates:
-                candidate.try_to(_round, calls, min_round_ms)
+                candidate.try_to(_round, calls, settings.min_round_ms)
         for candidate in candidates:
-            candidate.try_to(_finish, profile)
-        found = tuple(map(_measurement, candidates))
-    return Benchmark(found, settings)
+            candidate.try_to(_finish, settings.profile, finish)
+    given = {**dataclasses.asdict(settings), "data": "given" if data else "made up"}
+    return Benchmark(tuple(map(_measurement, candidates)), given)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """How each model is opened."""
-
-    rows: int
-    data: str | None
-    seed: int
-    options: dict[str, Any]
-    cpus: Sequence[int] | None
-    timeout_s: float
-    autotune: bool
-
-    def open(self, candidate: _Candidate, warmup_runs: int) -> None:
-        """Starts a model's process, loads it there and warms it up."""
-        file = candidate.file
-        _logger.debug("loading %s", file.path)
-        candidate.known |= file.sizes()
-        rows, options = self.rows, dict(self.options)
-        if self.autotune and file.format == "tflite":
-            tried = self._tune(file)
-            best = tried[0]
-            candidate.known["autotuned"] = tuple(tried)
-            rows = best["rows"]
-            options |= {key: best[key] for key in ("num_workers", "num_threads")}
-            _logger.info(
-                "%s: %d workers x %d threads, %d rows",
-                *(file.name, best["num_workers"], best["num_threads"], rows),
-            )
-        candidate.process = _process.ModelProcess(
-            cpus=self.cpus, timeout_s=self.timeout_s
+def _start(candidate: _Candidate, settings: Settings, data: str | None) -> None:
+    """Starts a model's process, loads it there and warms it up."""
+    file = candidate.file
+    _logger.debug("loading %s", file.path)
+    candidate.known |= file.sizes()
+    rows, options = settings.batch_size, settings.engine_options()
+    if settings.autotune and file.format == "tflite":
+        tried = _tune(file, settings)
+        best = tried[0]
+        candidate.known["autotuned"] = tuple(tried)
+        rows = best["rows"]
+        options |= {key: best[key] for key in ("num_workers", "num_threads")}
+        _logger.info(
+            "%s: %d workers x %d threads, %d rows",
+            *(file.name, best["num_workers"], best["num_threads"], rows),
         )
-        opened = candidate.call(
-            "open",
-            file=file.path,
-            format=file.format,
-            rows=rows,
-            data=self.data,
-            seed=self.seed,
-            **options,
-        )
-        candidate.known |= {
-            "import_ms": opened["import_ms"],
-            "load_ms": opened["load_ms"],
-            "first_ms": opened["first_ms"],
-            "rows": opened["rows"],
-            "signature": opened["signature"],
-            **opened["config"],
-            "private_bytes": opened["loaded_private_bytes"],
-        }
-        candidate.call("warm_up", calls=warmup_runs)
+    candidate.process = _process.ModelProcess(
+        cpus=settings.cpus, timeout_s=settings.timeout_s
+    )
+    opened = candidate.process.call(
+        "open",
+        file=file.path,
+        format=file.format,
+        rows=rows,
+        data=data,
+        seed=settings.seed,
+        options=options,
+    )
+    names = ("import_ms", "load_ms", "first_ms", "rows", "signature", "private_bytes")
+    candidate.known |= {name: opened[name] for name in names} | opened["config"]
+    candidate.process.call("warm_up", calls=settings.warmup_runs)
 
-    def _tune(self, file: _models.ModelFile) -> list[dict[str, Any]]:
-        cores = len(self.cpus or os.sched_getaffinity(0))
-        with _process.ModelProcess(cpus=self.cpus, timeout_s=self.timeout_s) as process:
-            return process.call(
-                "call",
-                target="tfopt.benchmark._litert:autotune",
-                arguments={
-                    "path": file.path,
-                    "cores": cores,
-                    "signature_key": self.options["signature_key"],
-                },
-            )
+
+def _tune(file: _models.ModelFile, settings: Settings) -> list[dict[str, Any]]:
+    cores = len(settings.cpus or os.sched_getaffinity(0))
+    arguments = {
+        "path": file.path,
+        "cores": cores,
+        "signature_key": settings.signature_key,
+    }
+    with _process.ModelProcess(
+        cpus=settings.cpus, timeout_s=settings.timeout_s
+    ) as process:
+        target = "tfopt.benchmark._litert:autotune"
+        return process.call("call", target=target, arguments=arguments)
 
 
 def _round(candidate: _Candidate, calls: int, min_ms: float) -> None:
@@ -251,11 +306,17 @@ def _round(candidate: _Candidate, calls: int, min_ms: float) -> None:
     )
 
 
-def _finish(candidate: _Candidate, profile: bool) -> None:
+def _finish(
+    candidate: _Candidate,
+    profile: bool,
+    finish: Callable[[_models.ModelFile, _process.ModelProcess], None] | None,
+) -> None:
     candidate.known |= candidate.call("memory")
     if profile:
         runs = candidate.call("profile", runs=_PROFILE_RUNS)
         candidate.known["profile"] = mean_profile(runs)
+    if finish is not None and candidate.process is not None:
+        finish(candidate.file, candidate.process)
     candidate.close()
 
 
@@ -293,38 +354,6 @@ def _shares(samples: Iterable[dict[str, Any]]) -> tuple[float, ...] | None:
 
 def _sizes(known: dict[str, Any]) -> dict[str, Any]:
     return {key: known[key] for key in ("size_bytes", "gzip_bytes") if key in known}
-
-
-def _check(
-    batch_size: int,
-    num_runs: int,
-    warmup_runs: int,
-    rounds: int,
-    min_round_ms: float,
-    timeout_s: float,
-    cpus: Sequence[int] | None,
-) -> None:
-    _count("batch_size", batch_size)
-    _count("num_runs", num_runs)
-    _count("rounds", rounds)
-    _count("warmup_runs", warmup_runs, least=0)
-    if not 0 <= min_round_ms < math.inf:
-        raise ValueError(
-            f"Expected 0 or more milliseconds. Received: min_round_ms={min_round_ms!r}"
-        )
-    if not timeout_s > 0:
-        raise ValueError(
-            f"Expected a positive number of seconds. Received: timeout_s={timeout_s!r}"
-        )
-    if cpus is None:
-        return
-    allowed = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    )
-    if not cpus or not set(cpus) <= set(allowed):
-        raise ValueError(
-            f"Expected cores among {allowed}, at least one. Received: cpus={cpus!r}"
-        )
 
 
 def _count(name: str, value: Any, *, least: int = 1) -> None:

@@ -55,9 +55,15 @@ def open_model(
 class TensorFlowEngine:
     """A model that TensorFlow runs; see `_engine.Engine`.
 
-    Attributes:
+    Args:
+        signature: What it takes and gives.
+        call: Takes the inputs in order, returns the outputs in order.
+        config: The options that it runs with.
         freeze: Returns the GraphDef and the tensor names of inputs and outputs.
+        owner: Kept alive, as functions refer to their variables weakly.
     """
+
+    cuts = False
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class TensorFlowEngine:
         call: Callable[[list[np.ndarray]], Sequence[Any]],
         config: Mapping[str, Any],
         freeze: Callable[[], tuple[Any, list[str], list[str]]],
+        owner: Any = None,
     ) -> None:
         self.signature = signature
         self.config = dict(config)
@@ -73,6 +80,7 @@ class TensorFlowEngine:
         )
         self._call = call
         self._freeze = freeze
+        self._owner = owner
         self._input_names = [info.name for info in signature.inputs]
         self._output_names = [info.name for info in signature.outputs]
 
@@ -145,9 +153,9 @@ def _from_keras(tf: Any, path: str, config: Mapping[str, Any]) -> TensorFlowEngi
         arguments = tf.nest.pack_sequence_as(call.arguments, tensors)
         return [item.numpy() for item in tf.nest.flatten(function(*arguments))]
 
-    engine = TensorFlowEngine(signature, run, config, lambda: _frozen(function))
-    engine.owner = model  # type: ignore[attr-defined]  # functions hold it weakly
-    return engine
+    return TensorFlowEngine(
+        signature, run, config, lambda: _frozen(function), owner=model
+    )
 
 
 def _from_saved_model(
@@ -183,9 +191,9 @@ def _from_saved_model(
         results = function(**dict(tensors))
         return [results[name].numpy() for name in names]
 
-    engine = TensorFlowEngine(signature, run, config, lambda: _frozen(function))
-    engine.owner = loaded  # type: ignore[attr-defined]  # functions hold it weakly
-    return engine
+    return TensorFlowEngine(
+        signature, run, config, lambda: _frozen(function), owner=loaded
+    )
 
 
 def _from_graph(

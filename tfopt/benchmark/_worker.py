@@ -7,6 +7,7 @@ Reads requests from stdin and answers them, each a line of JSON.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -29,7 +30,9 @@ class Worker:
 
     def __init__(self) -> None:
         self._engine: Any = None
-        self._format = ""
+        self._again: Any = None
+        self._can_reset = False
+        self._resident: int | None = None
         self._inputs: dict[str, np.ndarray] = {}
 
     def start(self, *, path: list[str], cpus: list[int] | None) -> None:
@@ -45,8 +48,8 @@ class Worker:
         format: str,
         rows: int,
         data: str | None,
-        seed: int = 0,
-        **options: Any,
+        seed: int,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Loads the model, makes its inputs and runs it once.
 
@@ -61,7 +64,8 @@ class Worker:
         self._can_reset = _memory.reset_peak()
         self._resident = _memory.resident_bytes()
         loading = time.perf_counter()
-        engine = _engine.open_engine(file, format, rows=rows, **options)
+        self._again = functools.partial(_engine.open_engine, file, format, **options)
+        engine = self._again(rows=rows)
         loaded = time.perf_counter()
         fixed = _inputs.fixed_rows(engine.signature)
         if format != "tflite" and fixed is not None:
@@ -73,7 +77,7 @@ class Worker:
         ready = time.perf_counter()
         engine.run(inputs)
         ran = time.perf_counter()
-        self._engine, self._inputs, self._format = engine, inputs, format
+        self._engine, self._inputs = engine, inputs
         return {
             "import_ms": (imported - begin) * 1e3,
             "load_ms": (loaded - loading) * 1e3,
@@ -81,7 +85,7 @@ class Worker:
             "rows": rows if not inputs else len(next(iter(inputs.values()))),
             "signature": str(engine.signature),
             "config": engine.config,
-            "loaded_private_bytes": _above(_memory.private_bytes(), private),
+            "private_bytes": _above(_memory.private_bytes(), private),
             "tensorflow": "tensorflow" in sys.modules,
         }
 
@@ -129,15 +133,18 @@ class Worker:
 
     def predict(self, *, data: str, output: str, rows: int) -> list[str]:
         """Runs all examples; writes `0.npy`, `1.npy`, ... and returns their names."""
-        signature = self._engine.signature
-        arrays = _inputs.match(signature, _load(data))
+        engine = self._engine
+        if not engine.cuts:
+            rows = _inputs.fixed_rows(engine.signature) or rows
+        else:  # it goes through all examples in batches of its own
+            engine.close()
+            engine = self._engine = self._again(rows=rows)
+        arrays = _inputs.match(engine.signature, _load(data))
         inputs = {
             info.name: _inputs.fitted(info, arrays[info.name], floats=True)
-            for info in signature.inputs
+            for info in engine.signature.inputs
         }
-        if not self._engine.free_rows:
-            rows = _inputs.fixed_rows(signature) or rows
-        outputs = _engine.predict(self._engine, inputs, rows)
+        outputs = _engine.predict(engine, inputs, rows)
         for index, value in enumerate(outputs.values()):
             text = value.dtype == np.dtype(object)
             values = value.astype(str) if text else value

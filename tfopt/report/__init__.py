@@ -1,4 +1,4 @@
-"""Result tables: models in rows, metrics in columns; text, markdown, JSON and PNG."""
+"""Result tables, models in rows and metrics in columns: text, markdown, JSON, HTML."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfopt import artifacts
-from tfopt.report import _tables
-from tfopt.report._metrics import accuracy
+from tfopt.report import _html, _tables
+from tfopt.report._agreement import agreement
+from tfopt.report._charts import Bars, Chart, Scatter, table_with
+from tfopt.report._metrics import Metric, accuracy, find_metric
 from tfopt.report._origin import machine, versions
 from tfopt.report._plot import write_plot
 from tfopt.report._tables import Column, Table
 
-__all__ = ["Column", "Report", "Table", "accuracy", "machine", "versions"]
+__all__ = [
+    "Bars",
+    "Column",
+    "Metric",
+    "Report",
+    "Scatter",
+    "Table",
+    "accuracy",
+    "agreement",
+    "find_metric",
+    "machine",
+    "versions",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,7 @@ class Report:
         data: Further machine-readable results; top-level keys of the JSON.
         machine: What it was measured on.
         versions: The packages it was measured with.
+        charts: Drawn on the HTML page, below the first table.
 
     Example:
         >>> columns = [
@@ -61,6 +76,7 @@ class Report:
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     machine: Mapping[str, Any] = dataclasses.field(default_factory=machine)
     versions: Mapping[str, str | None] = dataclasses.field(default_factory=versions)
+    charts: Sequence[Chart] = ()
 
     def text(self, *, width: int | None = None) -> str:
         """Returns the report as text without colours.
@@ -100,6 +116,12 @@ class Report:
         blocks += [*self.notes, "  \n".join(self._origin())]
         return "\n\n".join(blocks) + "\n"
 
+    def html(self) -> str:
+        """Returns the report as one HTML page that loads nothing and runs no script."""
+        return _html.page(
+            self.title, self.tables, self.charts, self.notes, self._origin()
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain data, for `artifacts.to_json`.
 
@@ -125,7 +147,7 @@ class Report:
         """Writes the report to a file, in the form that its suffix names.
 
         Args:
-            path: A path that ends in `.md`, `.json` or `.txt`.
+            path: A path that ends in `.md`, `.json`, `.html` or `.txt`.
 
         Raises:
             ValueError: Another suffix.
@@ -134,6 +156,7 @@ class Report:
         writers = {
             ".md": self.markdown,
             ".json": lambda: artifacts.to_json(self) + "\n",
+            ".html": self.html,
             ".txt": lambda: self.text() + "\n",
         }
         suffix = pathlib.Path(path).suffix
@@ -160,13 +183,14 @@ class Report:
             ValueError: No table has both columns, or there is nothing to draw.
             TfoptError: matplotlib is not installed, or the file cannot be written.
         """
-        for table in self.tables:
-            if {x, y} <= {column.key for column in table.columns}:
-                return write_plot(path, table, table.column(x), table.column(y), log_x)
-        raise ValueError(
-            "No table has both columns. "
-            f"Received: x={x!r}, y={y!r}, tables={[item.title for item in self.tables]}"
-        )
+        table = table_with(self.tables, x, y)
+        if table is None:
+            titles = [item.title for item in self.tables]
+            raise ValueError(
+                "No table has both columns. "
+                f"Received: x={x!r}, y={y!r}, tables={titles}"
+            )
+        write_plot(path, table, table.column(x), table.column(y), log_x)
 
     def _origin(self) -> list[str]:
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())

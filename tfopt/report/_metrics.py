@@ -1,4 +1,4 @@
-"""How good a model is, and how close to another one: metrics of outputs, in NumPy."""
+"""How good a model is: metrics of its outputs, in NumPy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from tfopt.types import TfoptError
 
+_PROBABILITY_SLACK = 0.05
 _TOP_K = re.compile(r"top_(\d+)")
 
 
@@ -162,17 +163,18 @@ def auc(outputs: np.ndarray, labels: np.ndarray) -> float:
     outputs, classes = as_classes(outputs, labels)
     if _has_nan(outputs).any():
         raise ValueError("Expected numbers, which can be ordered. Received: NaN")
-    wanted = [1] if outputs.shape[1] == 2 else range(outputs.shape[1])
+    scores = outputs
+    wanted = range(outputs.shape[1])
+    if outputs.shape[1] == 2:
+        wanted = range(1, 2)
+        if not _are_probabilities(outputs):  # logits say something as a difference
+            scores = outputs - outputs[:, :1].astype(np.float64)
     areas = []
     for index in wanted:
         positive = classes == index
         count = int(positive.sum())
         if 0 < count < len(classes):
-            # A monotone function of the score, but one number for both columns.
-            scores = outputs[:, index]
-            if outputs.shape[1] == 2:
-                scores = outputs[:, 1].astype(np.float64) - outputs[:, 0]
-            ranks = _midranks(scores)
+            ranks = _midranks(scores[:, index])
             above = ranks[positive].sum() - count * (count + 1) / 2
             areas.append(above / (count * (len(classes) - count)))
     if not areas:
@@ -315,60 +317,6 @@ def as_classes(
     return outputs.reshape(-1, outputs.shape[-1]), classes
 
 
-def agreement(
-    outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray], judged: str
-) -> dict[str, float | None]:
-    """Returns how close outputs are to those of a reference.
-
-    Args:
-        outputs: Of the model, by name, as the reference calls them.
-        reference: Of the reference.
-        judged: The output whose largest values are compared.
-
-    Returns:
-        `argmax_agreement`: the fraction of rows (or pixels) with the largest value at
-        the same place, None for outputs without classes; `max_difference` and
-        `mean_difference`: absolute ones, over all outputs; `sqnr_db`: 10 log10 of the
-        energy of the reference over that of the difference, of the output where it's
-        lowest; infinite for equal outputs.
-
-    Raises:
-        ValueError: A shape differs.
-    """
-    largest, total, count, ratios = 0.0, 0.0, 0, []
-    for name, expected in reference.items():
-        value = outputs[name]
-        if value.shape != expected.shape:
-            raise ValueError(
-                "Outputs cannot be compared with the reference's. Expected the shape "
-                f"{list(expected.shape)}. Received: {list(value.shape)} of {name!r}"
-            )
-        exact = expected.astype(np.float64)
-        gap = np.abs(value.astype(np.float64) - exact)
-        gap[value == expected] = 0.0  # infinities
-        largest = max(largest, float(np.max(gap, initial=0.0)))
-        total, count = total + float(gap.sum()), count + gap.size
-        ratios.append(_sqnr(exact, gap))
-    first, second = outputs[judged], reference[judged]
-    has_classes = second.ndim >= 2 and second.shape[-1] >= 2
-    same = (
-        float(np.mean(first.argmax(-1) == second.argmax(-1))) if has_classes else None
-    )
-    return {
-        "argmax_agreement": same,
-        "max_difference": largest,
-        "mean_difference": total / max(count, 1),
-        "sqnr_db": min(ratios),
-    }
-
-
-def _sqnr(exact: np.ndarray, gap: np.ndarray) -> float:
-    noise, signal = float(np.sum(gap**2)), float(np.sum(exact**2))
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal else float("-inf")
-
-
 def _confusion(
     outputs: np.ndarray, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -411,6 +359,12 @@ def _same_shape(
 def _is_one_hot(labels: np.ndarray) -> bool:
     is_zero_or_one = bool(np.all((labels == 0) | (labels == 1)))
     return is_zero_or_one and bool(np.all(labels.sum(axis=-1) == 1))
+
+
+def _are_probabilities(outputs: np.ndarray) -> bool:
+    # Quantized ones don't add up to 1 exactly.
+    sums = outputs.sum(axis=1, dtype=np.float64)
+    return bool(np.all(outputs >= 0) and np.all(np.abs(sums - 1) < _PROBABILITY_SLACK))
 
 
 def _has_nan(outputs: np.ndarray) -> np.ndarray:

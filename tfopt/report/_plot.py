@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from tfopt import artifacts
-from tfopt.report._tables import Column, Table, is_number
+from tfopt.report._charts import Scatter, points
+from tfopt.report._tables import Column, Table
 from tfopt.types import TfoptError
 
 
@@ -34,22 +34,18 @@ def write_plot(
         raise TfoptError(
             "Plots need matplotlib. Install it with: pip install 'tfopt[plot]'"
         ) from error
-    points = {
-        name: (float(row[x.key]), float(row[y.key]))
-        for name, row in table.rows.items()
-        if _is_finite(row[x.key]) and _is_finite(row[y.key])
-    }
-    places = [left for left, _ in points.values()]
-    if not points or (log_x and min(places) <= 0):
+    found = points(table, Scatter(title=table.title, x=x.key, y=y.key))
+    places = [left for left, _ in found.values()]
+    if not found or (log_x and min(places) <= 0):
         raise ValueError(
             "Expected numbers in both columns of some row, positive ones on a "
-            f"logarithmic axis. Received: x={x.key!r}, y={y.key!r}, {points}"
+            f"logarithmic axis. Received: x={x.key!r}, y={y.key!r}, {found}"
         )
     # Without pyplot there is no global state, and no display is needed.
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.scatter(*zip(*points.values(), strict=True), zorder=3)
+    axes.scatter(*zip(*found.values(), strict=True), zorder=3)
     axes.set(title=table.title, xlabel=x.header, ylabel=y.header)
     axes.grid(alpha=0.3)
     axes.margins(0.15)
@@ -64,7 +60,7 @@ def write_plot(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: y.cell(value)))
-    _label_points(canvas, axes, points)
+    _label_points(canvas, axes, found)
     with artifacts.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -97,7 +93,3 @@ def _label_points(
                 covered.append(extent)
                 break
             label.remove()
-
-
-def _is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
