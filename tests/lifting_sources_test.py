@@ -39,7 +39,7 @@ def graph_def():
         image = v1.placeholder(tf.float32, [None, 8, 8, 4], name="image")
         wide = tf.nn.space_to_batch(image, [2, 2], [[2, 2], [2, 2]])
         wide = tf.nn.conv2d(wide, KERNEL, 1, "VALID", name="net/wide/conv")
-        wide = tf.nn.batch_to_space(wide, [2, 2], [[0, 0], [0, 0]])
+        wide = tf.batch_to_space(wide, [2, 2], [[0, 0], [0, 0]])
         norm = tf.add(wide * VECTOR, VECTOR, name="net/wide/norm")
         probabilities = tf.nn.softmax(
             tf.reduce_mean(tf.nn.relu(norm), [1, 2]), name="net/probabilities"
@@ -155,7 +155,7 @@ def text(x):
 
 
 REFUSED = {
-    "loop": (loop, "branches, loops .* While"),
+    "loop": (loop, r"branches, loops .* StatelessWhile"),
     "channels_first": (channels_first, "NCHW.* MaxPool|MaxPool .* with NCHW"),
     "text": (text, "text is not lifted.* AsString"),
     "random": (lambda x: x + tf.random.normal([4]), "is random.* RandomStandardNormal"),
@@ -182,7 +182,7 @@ def test_a_table_is_refused():
         def __call__(self, ids):
             return self.table.lookup(ids)
 
-    with pytest.raises(tfopt.TfoptError, match="table.* LookupTableFindV2"):
+    with pytest.raises(tfopt.TfoptError, match=r"table.* HashTableV2"):
         tfopt.lift(Words())
 
 
@@ -197,7 +197,7 @@ def test_arguments_that_do_not_fit(graph_def, tmp_path):
         tfopt.lift(b"no graph", **NAMES)
     with pytest.raises(ValueError, match="`verify_data` misses inputs"):
         tfopt.lift(graph_def, **NAMES, verify_data={})
-    with pytest.raises(tfopt.TfoptError, match="tfopt.lift"):
+    with pytest.raises(tfopt.TfoptError, match=r"tfopt\.lift"):
         tfopt.prepare(tmp_path / "graph.pb", [tfopt.Prune(final_sparsity=0.5)])
     with pytest.raises(ValueError, match="named inputs and outputs already"):
         tfopt.lift(function_of(IMAGES)(lambda x: x + 1), **NAMES)
