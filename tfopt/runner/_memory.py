@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from tfopt.runner._model_file import Entry, ModelFile
+from tfopt.runner._options import Options
 from tfopt.runner._tuning import auto_batch_rows
 
-_PROCESS_BYTES = 24 << 20  # private memory of Python, NumPy and LiteRT
+# Private memory of Python, NumPy and LiteRT, and what a fork of it touches.
+_PROCESS_BYTES, _FORK_BYTES = 24 << 20, 10 << 20
 _ROOT = pathlib.Path("/sys/fs/cgroup")
 
 
-def worker_bytes(
-    file: ModelFile, entry: Entry, batch: int | str | None, *, isolate: bool
-) -> int:
-    """Estimates the memory that each worker adds.
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """An estimate of the memory that workers take.
 
-    It is the weights, of which each interpreter packs a copy of its own, and two
-    activations, the one that an operator reads and the one that it writes. (The
-    weights in the file are mapped and shared.)
+    Attributes:
+        shared: Bytes, however many there are.
+        each: Bytes of each.
+    """
+
+    shared: int
+    each: int
+
+
+def needs(file: ModelFile, entry: Entry, options: Options, *, isolate: bool) -> Needs:
+    """Estimates the memory of workers.
+
+    Each interpreter packs its own copy of the weights, unless it is a fork of a process
+    that has done so; and it has two activations, the one that an operator reads and
+    the one that it writes. (The weights in the file are mapped and shared.)
 
     Args:
         file: The model.
         entry: The signature.
-        batch: Rows of an invocation, "auto", or None.
-        isolate: Whether the worker is a process.
+        options: Rows and threads.
+        isolate: Whether workers are processes.
     """
-    rows = batch if isinstance(batch, int) else auto_batch_rows(entry.activation_bytes)
+    rows = options.batch_size
+    if not isinstance(rows, int):
+        rows = auto_batch_rows(entry.activation_bytes)
     activations = 2 * rows * entry.activation_bytes
-    return file.weight_bytes + activations + (_PROCESS_BYTES if isolate else 0)
+    weights = file.weight_bytes + entry.derived_bytes
+    if not isolate:
+        return Needs(0, weights + activations)
+    if options.num_threads in ("auto", 1):
+        return Needs(weights + _PROCESS_BYTES, activations + _FORK_BYTES)
+    return Needs(0, weights + activations + _PROCESS_BYTES)
 
 
 def available_bytes() -> int | None:
@@ -37,33 +58,36 @@ def available_bytes() -> int | None:
     return min(found, default=None)
 
 
-def most_workers(
-    num_workers: int | str, max_memory: int | None, each: int
-) -> int | None:
+def most_workers(options: Options, needed: Needs) -> int | None:
     """Returns how many workers there may be for their memory; None: any number.
 
+    Without `max_memory`, half of what is free is the limit, which bounds "auto" only.
+
     Args:
-        num_workers: As given to the Runner: a number or "auto".
-        max_memory: Bytes for all workers; None: half of what is free, which bounds
-            "auto" only.
-        each: Bytes of one worker.
+        options: The number of workers and the memory for all, as given.
+        needed: The estimate.
 
     Raises:
         ValueError: `max_memory` is too small for the workers that are wanted, or for
             a single one.
     """
-    if max_memory is None:
+    limit = options.max_memory
+    if limit is None:
         free = available_bytes()
-        return None if free is None else max(1, free // 2 // max(each, 1))
-    wanted = num_workers if isinstance(num_workers, int) else 1
-    if wanted * each > max_memory:
+        if free is None:
+            return None
+        return max(1, (free // 2 - needed.shared) // max(needed.each, 1))
+    wanted = options.num_workers if isinstance(options.num_workers, int) else 1
+    total = needed.shared + wanted * needed.each
+    if total > limit:
         raise ValueError(
             f"The memory is too small: {wanted} worker{'s' * (wanted > 1)} of this "
-            f"model need about {wanted * each:,} bytes for packed weights and "
-            "activations. Expected a larger `max_memory`, fewer workers, or a "
-            f"quantized model. Received: max_memory={max_memory}"
+            f"model need{'s' * (wanted == 1)} about {total:,} bytes for packed weights "
+            "and activations. Expected a larger `max_memory`, fewer workers (isolated "
+            "ones share the weights), or a quantized model. "
+            f"Received: max_memory={limit}"
         )
-    return max_memory // max(each, 1)
+    return (limit - needed.shared) // max(needed.each, 1)
 
 
 def _free() -> int | None:

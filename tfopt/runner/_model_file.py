@@ -54,8 +54,10 @@ class Entry:
         input_indices: Tensor index of each input of the signature.
         output_indices: Tensor index of each output of the signature.
         input_shapes: Shapes that the file starts with; a free axis is 1.
-        activation_bytes: Size of the largest tensor that is not a constant, at
+        activation_bytes: Size of the largest tensor that depends on inputs, at
             `input_shapes`.
+        derived_bytes: Size of all tensors that are computed from constants alone, as
+            the float32 weights of a float16 model.
     """
 
     signature: Signature
@@ -64,6 +66,7 @@ class Entry:
     output_indices: tuple[int, ...]
     input_shapes: tuple[tuple[int, ...], ...]
     activation_bytes: int
+    derived_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +276,7 @@ def _entry(
     outputs: list[tuple[str, int]] | None = None,
 ) -> Entry:
     tensors = subgraph.tables(0)
+    stored, fixed = _fixed_tensors(subgraph, tensors, is_constant)
     in_order, out_order = subgraph.numbers(1, "i"), subgraph.numbers(2, "i")
     input_names = {index: name for name, index in inputs or ()}
     in_items = [
@@ -295,14 +299,29 @@ def _entry(
         output_indices=tuple(index for _, index in out_items),
         input_shapes=tuple(_item(tensors, i).numbers(0, "i") for _, i in in_items),
         activation_bytes=max(
-            (
-                _tensor_bytes(tensor)
-                for tensor in tensors
-                if not _item(is_constant, tensor.number(2, "I"))
-            ),
+            (_tensor_bytes(tensors[i]) for i in set(range(len(tensors))) - fixed),
             default=0,
         ),
+        derived_bytes=sum(_tensor_bytes(tensors[i]) for i in fixed - stored),
     )
+
+
+def _fixed_tensors(
+    subgraph: _Table, tensors: list[_Table], is_constant: list[bool]
+) -> tuple[set[int], set[int]]:
+    """The tensors stored as constants, and with those that are computed from them."""
+    stored = {
+        index
+        for index, tensor in enumerate(tensors)
+        if _item(is_constant, tensor.number(2, "I"))
+    }
+    fixed = set(stored)
+    for operator in subgraph.tables(3):
+        sources = [index for index in operator.numbers(1, "i") if index >= 0]
+        if sources and fixed.issuperset(sources):
+            results = operator.numbers(2, "i")
+            fixed.update(index for index in results if 0 <= index < len(tensors))
+    return stored, fixed
 
 
 def _infos(items: list[tuple[str, int]], tensors: list[_Table]) -> tuple:

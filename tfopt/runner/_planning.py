@@ -84,7 +84,8 @@ def by_rule(options: Options, limit: int | None, *, has_state: bool) -> Plan:
         if options.num_threads == "auto":
             threads = max(1, cores // workers)
         _logger.info(
-            "%d workers, not %d, as each packs its own copy of the weights",
+            "%d workers, not %d, for want of memory; with isolate=True and one "
+            "thread each they share the weights",
             *(workers, cores),
         )
     return Plan(workers, threads)
