@@ -1,5 +1,6 @@
 """Runner: how workers, threads and rows are chosen, and what memory allows."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -67,64 +68,80 @@ def test_what_is_given_stays(forgetful):
         assert "(rule)" in runner.plan
 
 
+class Clock:
+    """Stands in for the module `time`; engines move it on."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
 class Slow:
-    """An engine that takes a given time for each row."""
+    """An engine that takes a given time for a number of rows."""
 
     last_thread = 0
 
-    def __init__(self, seconds):
+    def __init__(self, clock, seconds):
+        self._clock = clock
         self._seconds = seconds
 
     def run(self, arrays):
-        threads_sleep(self._seconds(len(arrays[0])))
+        self._clock.now += self._seconds(len(arrays[0]))
         return []
 
     def close(self):
         pass
 
 
-def threads_sleep(seconds):
-    import time
+@pytest.fixture
+def chosen(forgetful, monkeypatch):
+    """Returns the plan for engines that take `seconds(threads, rows)`."""
+    clock = Clock()
+    monkeypatch.setattr(_planning, "time", clock)
 
-    time.sleep(seconds)
+    def together(engines, arrays, calls):
+        return _planning._time(lambda: [engines[0].run(arrays) for _ in range(calls)])
 
-
-def chosen(seconds_of, **given):
-    """The plan for engines that take `seconds_of(threads)(rows)`."""
+    monkeypatch.setattr(_planning, "_time_together", together)
     with Runner(samples.dense(), num_workers=1, num_threads=1, batch_size=1) as runner:
-        entry, layout = runner._entry, runner._layout
-        options = runner._options
-    import dataclasses
+        entry, layout, options = runner._entry, runner._layout, runner._options
 
-    given = {"num_workers": "auto", "num_threads": "auto", "batch_size": 8, **given}
-    options = dataclasses.replace(options, **given)
-    rule = _planning.by_rule(options, None, has_state=False)
+    def choose(seconds, **given):
+        given = {"num_workers": "auto", "num_threads": "auto", "batch_size": 8, **given}
+        asked = dataclasses.replace(options, **given)
+        rule = _planning.by_rule(asked, None, has_state=False)
 
-    def open_engine(threads):
-        return Slow(seconds_of(threads))
+        def open_engine(threads):
+            return Slow(clock, lambda count: seconds(threads, count))
 
-    plan, _ = _planning.measure(
-        rule, options, entry, layout, open_engine, None, open_engine(rule.num_threads)
-    )
-    return plan
+        engine = open_engine(rule.num_threads)
+        arguments = (rule, asked, entry, layout, open_engine, None, engine)
+        plan, engines = _planning.measure(*arguments)
+        assert 1 <= len(engines) <= plan.num_workers
+        return plan
+
+    return choose
 
 
-def test_the_faster_one_is_chosen(forgetful):
-    # More threads make an invocation eight times shorter, or not at all.
-    plan = chosen(lambda threads: lambda count: 4e-3 / (8 if threads == 4 else 1))
+def test_the_faster_one_is_chosen(chosen):
+    plan = chosen(lambda threads, count: 4e-3 / (8 if threads == 4 else 1))
     assert (plan.num_workers, plan.num_threads, plan.origin) == (1, 4, "measured")
-    plan = chosen(lambda threads: lambda count: 4e-3)
+    assert plan.rows_per_second["4 x 1"] == pytest.approx(4 * 8 / 4e-3)
+    assert plan.rows_per_second["1 x 4"] == pytest.approx(8 / 0.5e-3)
+    plan = chosen(lambda threads, count: 4e-3)
     assert (plan.num_workers, plan.num_threads) == (4, 1)
     rule = _tuning.auto_batch_rows(32)
     few = {"num_workers": 1, "num_threads": 1, "batch_size": "auto"}
-    plan = chosen(lambda threads: lambda count: 1e-3, **few)
+    plan = chosen(lambda threads, count: 1e-3, **few)
     assert plan.batch_rows == 2 * rule
-    plan = chosen(lambda threads: lambda count: 1e-3 * count**2 / rule**2, **few)
+    plan = chosen(lambda threads, count: 1e-3 * count**2 / rule**2, **few)
     assert plan.batch_rows == rule // 2
-    plan = chosen(lambda threads: lambda count: 2e-3 * count / rule, **few)
+    # A gain of less than a tenth may be noise.
+    plan = chosen(lambda threads, count: 1e-3 * (count + 0.1 * rule), **few)
     assert plan.batch_rows == rule
     # What takes too long is not measured.
-    plan = chosen(lambda threads: lambda count: 0.1, **few)
+    plan = chosen(lambda threads, count: 0.1, **few)
     assert (plan.batch_rows, plan.rows_per_second) == (rule, {})
 
 

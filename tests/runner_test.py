@@ -450,7 +450,7 @@ def test_missing_operators_are_named(kind):
 
 
 def test_a_replaced_file_is_noticed(path):
-    with Runner(path, num_workers=2, batch_size=1) as runner:
+    with Runner(path, num_workers=2, num_threads=1, batch_size=1) as runner:
         assert runner.run(rows(1)).shape == (1, 4)
         path.unlink()
         path.write_bytes(samples.dense() + b"\0")
