@@ -83,6 +83,30 @@ def test_names_of_nested_models(keras):
     assert len(chosen) == len(operators)
 
 
+def test_functions_inside_a_layer_belong_to_it(keras):
+    class Looped(keras.layers.Layer):
+        def call(self, x):
+            def step(i, y):
+                return i + 1, tf.nn.relu(y) * 0.5
+
+            inner = tf.function(lambda y: tf.cos(y))
+            return inner(tf.while_loop(lambda i, y: i < 3, step, (0, x))[1])
+
+    inputs = keras.Input((8,))
+    x = Looped(name="looped")(keras.layers.Dense(8, name="first")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="last")(x))
+    with _noise.contained():
+        found = samples.writer(model, EYE[:, :8])
+        options = _lowering.Options("none", "float32", "float32", allow_float=False)
+        operators = found.operators(_lowering.lower(found._frozen, options))
+    assert [(x.kind, x.layer) for x in operators] == [
+        ("FULLY_CONNECTED", "first"),
+        ("WHILE", "looped"),
+        ("COS", "looped"),
+        ("FULLY_CONNECTED", "last"),
+    ]
+
+
 def test_nodes_of_a_saved_model(keras, model, tmp_path):
     kernels = [tf.Variable(model.get_layer("pw").get_weights()[0]) for _ in range(2)]
     module = tf.Module()

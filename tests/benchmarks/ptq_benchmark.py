@@ -3,9 +3,10 @@
     python tests/benchmarks/ptq_benchmark.py [--epochs=2] [--seed=0]
 
 Trains two networks on the 60,000 MNIST digits and converts each to int8 in every way;
-accuracies are on the 10,000 test digits. "fragile": the trained MobileNet-like network
-with the channels between neighbouring layers scaled by random factors from 1/64 to 64,
-which its float outputs don't show. The last lines say whether the bars are met.
+accuracies and signal-to-noise ratios of the logits are on the 10,000 test digits.
+"fragile": the trained MobileNet-like network with the channels between neighbouring
+layers scaled by random factors from 1/64 to 64, which its float outputs don't show. The
+last lines say whether the bars are met.
 """
 
 import argparse
@@ -99,15 +100,18 @@ def quantization_aware(model, data):
     )
 
 
-def measured(content, test):
+def measured(content, test, logits):
+    """Returns accuracy, and signal-to-noise ratio in dB against the float logits."""
     with tfopt.Runner(content) as run:
-        return accuracy(run.run(test[0]), test[1])
+        outputs = run.run(test[0])
+    noise = np.mean((outputs - logits) ** 2)
+    return accuracy(outputs, test[1]), 10 * np.log10(np.mean(logits**2) / noise)
 
 
 def row(model, train, test, *, qat):
     """Returns accuracies by variant."""
     logits = model.predict(test[0], batch_size=500, verbose=0)
-    found = {"float": accuracy(logits, test[1])}
+    found = {"float": (accuracy(logits, test[1]), None)}
     for name, options in VARIANTS.items():
         content = tfopt.convert(
             model,
@@ -117,9 +121,10 @@ def row(model, train, test, *, qat):
             min_sqnr=-100,
             **options,
         )
-        found[name] = measured(content, test)
+        found[name] = measured(content, test, logits)
     if qat:
-        found["QAT"] = measured(quantization_aware(model, train), test)
+        content = quantization_aware(model, train)
+        found["QAT"] = measured(content, test, logits)[0], None
     return found
 
 
@@ -144,13 +149,17 @@ def main():
             weak = fragile(model, args.seed)
             rows["MobileNet-like, fragile"] = row(weak, train, test, qat=False)
     columns = ["float", *VARIANTS, "QAT"]
-    print(f"| accuracy [%] | {' | '.join(columns)} |")
-    print(f"| :--- |{' ---: |' * len(columns)}")
-    for name, found in rows.items():
-        cells = [f"{100 * found[x]:.2f}" if x in found else "–" for x in columns]
-        print(f"| {name} | {' | '.join(cells)} |")
+    for which, title in enumerate(("accuracy [%]", "SQNR [dB]")):
+        print(f"| {title} | {' | '.join(columns)} |")
+        print(f"| :--- |{' ---: |' * len(columns)}")
+        for name, found in rows.items():
+            values = [found.get(column, (None, None))[which] for column in columns]
+            factor = 1 if which else 100
+            cells = ["–" if x is None else f"{factor * x:.2f}" for x in values]
+            print(f"| {name} | {' | '.join(cells)} |")
+        print()
     for name in ("MNIST net", "MobileNet-like"):
-        found = rows[name]
+        found = {column: pair[0] for column, pair in rows[name].items()}
         close = found["float"] - found["PTQ"] <= 0.005
         print(f"{name}: int8 within 0.5 points of float: {close}")
         print(f"{name}: QAT at least PTQ: {found['QAT'] >= found['PTQ']}")

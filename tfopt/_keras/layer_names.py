@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
 from tfopt import _keras
@@ -44,7 +45,8 @@ def recorded(model: Any) -> Iterator[dict[str, str]]:
     """Notes which layer makes each node, while a model is called in a graph.
 
     Enter it inside the function that is being traced: then nothing outside this trace
-    is touched. Nodes that no layer makes are left out, as `keras.ops` between layers.
+    is touched. Nodes that no layer makes are left out, as `keras.ops` between layers,
+    and so are those of functions inside, which have names of their own.
 
     Args:
         model: A Keras model of either version, or anything else: nothing is noted.
@@ -57,6 +59,7 @@ def recorded(model: Any) -> Iterator[dict[str, str]]:
         yield nodes
         return
     paths = layer_paths(model)
+    traced = tf.compat.v1.get_default_graph()
     current = _current_keras3 if _keras.is_keras3(model) else _current_tf_keras
 
     def note(
@@ -67,7 +70,9 @@ def recorded(model: Any) -> Iterator[dict[str, str]]:
         op_name: str | bytes | None = None,
         graph: Any = None,
     ) -> None:
-        del op_type, inputs, attrs, outputs, graph
+        del op_type, inputs, attrs, outputs
+        if graph is not traced:
+            return
         path = next((paths[id(x)] for x in current() if id(x) in paths), None)
         if op_name is not None and path is not None:
             name = op_name.decode() if isinstance(op_name, bytes) else op_name

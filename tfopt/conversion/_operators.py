@@ -162,7 +162,7 @@ class _Names:
 
     def __init__(self, function: Any, layers: Mapping[str, str], graph: Subgraph):
         self._graph = graph
-        self._layers = layers
+        self._layers = {**_scopes(layers), **layers}
         self._types = {op.name: op.type for op in function.graph.get_operations()}
         # The converter gives outputs of the graph names of its own.
         self._results = {
@@ -207,13 +207,24 @@ class _Names:
         return found
 
     def _layer(self, node: str) -> str:
-        # A node of a function that a layer calls is behind the name of the call.
+        # A node of a function that a layer calls is behind the name of its scope.
         head = node
         while head:
             if head in self._layers:
                 return self._layers[head]
             head = head.rpartition("/")[0]
         return _CALLS.sub("", node)
+
+
+def _scopes(layers: Mapping[str, str]) -> dict[str, str]:
+    """Layers by the name scopes of their nodes, for nodes of functions they call."""
+    found = {}
+    for node, layer in layers.items():
+        scope = node.rpartition("/")[0]
+        # Some nodes are outside: Keras scopes are named after the layer.
+        if scope.rpartition("/")[2].startswith(layer.rpartition("/")[2]):
+            found[scope] = layer
+    return found
 
 
 def _makers(tensor: Any, *, fused: bool) -> list[str]:
