@@ -123,9 +123,9 @@ def benchmark_models(
         TfoptError: A path leads to no model.
 
     Example:
-        >>> found = benchmark_models({"float": "float.tflite", "int8": "int8.tflite"})
-        >>> found["int8"].latency.speedup_over(found["float"].latency)  # doctest: +SKIP
-        2.1
+        >>> found = benchmark_models({"ours": "model.tflite"}, num_runs=10, rounds=2)
+        >>> print(found["ours"].latency)  # doctest: +SKIP
+        median 0.0061 ms, min 0.0058, p90 0.0063, spread 4%, quiet 2/2
     """
     settings = Settings(
         batch_size=batch_size,

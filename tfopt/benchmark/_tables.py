@@ -84,6 +84,8 @@ def _row(item: Measurement) -> dict[str, Any]:
     setup = None
     if item.num_workers is not None:
         setup = f"{item.num_workers} × {item.num_threads}"
+    if item.error:  # a broken file is no small model
+        figures |= {"size_bytes": None, "gzip_bytes": None}
     return {
         **figures,
         "spread": latency and latency.spread,

@@ -110,9 +110,7 @@ def _row(item: Judged, base: Judged, metrics: Sequence[Metric]) -> dict[str, Any
         **figures,
         **{metric.name: item.metrics.get(metric.name) for metric in metrics},
         **{column.key: item.agreement.get(column.key) for column in _AGREEMENT},
-        "size_ratio": (
-            None if item.error else _ratio(first.gzip_bytes, found.gzip_bytes)
-        ),
+        **_sizes(item, first.gzip_bytes),
         "speedup": _ratio(first.percentile_ms(50), found.percentile_ms(50)),
         "quiet": None if quiet is None else f"{quiet} of {rounds}{noisy}",
         "parameters": inside.get("parameters"),
@@ -120,6 +118,18 @@ def _row(item: Judged, base: Judged, metrics: Sequence[Metric]) -> dict[str, Any
         "macs": inside.get("macs"),
         "weight_bytes": inside.get("weight_bytes"),
         "peak_mb": None if peak is None else peak / 1e6,
+    }
+
+
+def _sizes(item: Judged, base: int | None) -> dict[str, Any]:
+    """The sizes of a model that works: a broken file is no small model."""
+    if item.error:
+        return {column.key: None for column in _SIZES}
+    found = item.measurement
+    return {
+        "size_bytes": found.size_bytes,
+        "gzip_bytes": found.gzip_bytes,
+        "size_ratio": _ratio(base, found.gzip_bytes),
     }
 
 
@@ -194,7 +204,7 @@ def _bars(judged: Sequence[Judged]) -> Iterator[Bars]:
 
 def _layer_note(layer: Mapping[str, Any]) -> str:
     note = layer["dtype"]
-    if layer["sparsity"]:
+    if layer["sparsity"] and layer["sparsity"] >= 0.005:
         note += f", {layer['sparsity']:.0%} zero"
     return f"({note})"
 

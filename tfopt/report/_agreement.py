@@ -20,9 +20,9 @@ def agreement(
     Returns:
         `argmax_agreement`: the fraction of rows (or pixels) with the largest value at
         the same place, None for outputs without classes; `max_difference` and
-        `mean_difference`: absolute ones, over all outputs; `sqnr_db`: 10 log10 of the
-        energy of the reference over that of the difference, of the output where it's
-        lowest; infinite for equal outputs.
+        `mean_difference`: absolute ones, over all outputs, infinite for a NaN that
+        isn't expected; `sqnr_db`: 10 log10 of the energy of the reference over that of
+        the difference, of the output where it's lowest; infinite for equal outputs.
 
     Raises:
         ValueError: A shape differs.
@@ -36,8 +36,12 @@ def agreement(
                 f"{list(expected.shape)}. Received: {list(value.shape)} of {name!r}"
             )
         exact = expected.astype(np.float64)
-        gap = np.abs(value.astype(np.float64) - exact)
-        gap[value == expected] = 0.0  # infinities
+        # Equal infinities are no difference, nor is NaN where NaN is expected.
+        different = (value != expected) & ~((value != value) & (expected != expected))
+        gap = np.zeros(exact.shape)
+        np.subtract(value, exact, out=gap, where=different)
+        gap = np.abs(np.where(np.isnan(gap), np.inf, gap))
+        exact = np.where(np.isfinite(exact), exact, 0.0)
         largest = max(largest, float(np.max(gap, initial=0.0)))
         total, count = total + float(gap.sum()), count + gap.size
         ratios.append(_sqnr(exact, gap))
@@ -58,4 +62,6 @@ def _sqnr(exact: np.ndarray, gap: np.ndarray) -> float:
     noise, signal = float(np.sum(gap**2)), float(np.sum(exact**2))
     if noise == 0:
         return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal else float("-inf")
+    if signal == 0 or np.isinf(noise):
+        return float("-inf")
+    return 10 * float(np.log10(signal / noise))

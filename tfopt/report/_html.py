@@ -28,8 +28,10 @@ th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; background: var(--band); }
 tbody tr:last-child > * { border-bottom: 0; }
-th:first-child { text-align: left; position: sticky; left: 0; max-width: 11rem;
-  white-space: normal; overflow-wrap: anywhere; background: var(--band); }
+th:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--band); }
+tbody th span { display: inline-block; width: max-content; max-width: 9rem;
+  white-space: normal; overflow-wrap: anywhere; }
 td.best { font-weight: 700; }
 .foot, footer { color: var(--dim); font-size: .875rem; }
 .foot { margin: .4rem 0 0; }
@@ -39,6 +41,8 @@ figure { margin: 0; min-width: 0; }
 svg { display: block; width: 100%; max-width: 34rem; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 svg .dim { fill: var(--dim); font-size: 11px; }
+svg .label { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
+svg .lead { stroke: var(--dim); stroke-width: 1; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 .c0 { fill: #0072b2; } .c1 { fill: #d55e00; } .c2 { fill: #009e73; }
 .c3 { fill: #cc79a7; } .c4 { fill: #e69f00; } .c5 { fill: #56b4e9; }
@@ -115,7 +119,7 @@ def _rows(table: Table) -> Iterable[str]:
             best = ' class="best"' if table.is_best(name, column) else ""
             cells.append(f"<td{best}>{html.escape(cell)}</td>")
         head = html.escape(name + table.mark(name))
-        yield f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>'
+        yield f'<tr><th scope="row"><span>{head}</span></th>{"".join(cells)}</tr>'
 
 
 def _figure(chart: Chart, tables: Sequence[Table]) -> str:

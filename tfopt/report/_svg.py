@@ -12,7 +12,7 @@ from tfopt.report._tables import Column, Table
 # In a drawing of this width, letters are as large as the page's on a phone.
 _WIDTH, _HEIGHT = 360, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 46
-_LETTER = 6.3  # mean width of a letter at font size 12
+_LETTER = 7.0  # width of a letter at font size 12, on average and in wide fonts
 _LINE = 13.0
 _BAR, _GAP = 12, 34
 _LONGEST = 44
@@ -69,7 +69,7 @@ def bars(chart: Bars) -> str:
     for index, (name, value) in enumerate(chart.values.items()):
         top = index * _GAP
         words = " ".join(
-            filter(None, (f"{value:,.4g}", chart.unit, chart.notes.get(name, "")))
+            filter(None, (_amount(value), chart.unit, chart.notes.get(name, "")))
         )
         length = max((_WIDTH - 2) * value / longest, 1.0)
         room = int((_WIDTH - len(words) * _LETTER - 10) / _LETTER)
@@ -149,9 +149,15 @@ def _y_marks(axis: _Axis, column: Column) -> Iterable[str]:
         )
 
 
-def _line(xs: tuple[float, float], ys: tuple[float, float]) -> str:
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def _line(
+    xs: tuple[float, float], ys: tuple[float, float], *, kind: str = "grid"
+) -> str:
     return (
-        f'<line class="grid" x1="{xs[0]:.1f}" x2="{xs[1]:.1f}" '
+        f'<line class="{kind}" x1="{xs[0]:.1f}" x2="{xs[1]:.1f}" '
         f'y1="{ys[0]:.1f}" y2="{ys[1]:.1f}"/>'
     )
 
@@ -187,7 +193,7 @@ def _labels(places: Mapping[str, tuple[float, float]]) -> dict[str, str]:
         free = [
             (option, box)
             for option, box in zip(options, boxes, strict=True)
-            if box[0] >= 0
+            if box[0] >= _LEFT
             and box[2] <= _WIDTH
             and box[1] >= 0
             and not any(_overlap(box, other) for other in others)
@@ -195,6 +201,10 @@ def _labels(places: Mapping[str, tuple[float, float]]) -> dict[str, str]:
         (left, up, anchor), box = free[0] if free else (options[0], boxes[0])
         covered.append(box)
         found[name] = _text(left, up, shown, anchor=anchor, kind="label")
+        if up != y + 4:  # not beside its point: a line leads there
+            end = (min(max(x, box[0]), box[2]), box[3] if up < y else box[1])
+            line = _line((x, end[0]), (y, end[1]), kind="lead")
+            found[name] = line + found[name]
     return found
 
 
