@@ -13,7 +13,7 @@ from tfopt.methods.quantize_aware import QuantizeAware
 
 pytestmark = [pytest.mark.both_keras, pytest.mark.slow]
 
-EXAMPLES = 256
+EXAMPLES = 1024
 
 
 def trained(keras, network, model):
