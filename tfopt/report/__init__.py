@@ -67,7 +67,6 @@ class Report:
         ...
         float     98.12%         84,210
         int8      98.00%         24,016
-        ...
     """
 
     title: str
