@@ -41,6 +41,7 @@ setup(
     extras_require={
         "plot": ["matplotlib>=3.8"],
         "zstd": ["zstandard>=0.22"],
+        "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
         "test": [
             "pytest>=8",
             "hypothesis>=6",

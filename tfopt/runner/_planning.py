@@ -23,7 +23,8 @@ from tfopt.types import TfoptError
 _BUDGET_SECONDS = 0.3
 _ROUNDS = 3
 _SAMPLE_SECONDS = 5e-4  # a sample takes at least that long
-_MIN_GAIN = 1.1  # less than that may be noise, so the rule stays
+# Less may be noise, so the rule stays; several cores are disturbed more than one.
+_MIN_GAIN, _MIN_PARALLEL_GAIN = 1.1, 1.25
 _MAX_ROWS = 512
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ def measure(
 
     First the rows of an invocation are tried, half and double of the rule's, with one
     interpreter; then workers x threads. It takes about 0.3 s at most, with random
-    inputs. What isn't faster by a tenth does not count.
+    inputs. What isn't faster by a tenth (a quarter, for workers x threads) does not
+    count.
 
     Args:
         plan: The rule's.
@@ -219,7 +221,7 @@ class _Trial:
             taken = _time(lambda: [engine.run(arrays[rows]) for _ in range(calls)])
             return taken / (calls * rows)
 
-        return self._fastest(choices, sample, lambda rows: f"{rows} rows")
+        return self._fastest(choices, sample, lambda rows: f"{rows} rows", _MIN_GAIN)
 
     def _best_split(self, rows: int) -> tuple[int, int]:
         arrays = self._inputs(rows)
@@ -240,11 +242,18 @@ class _Trial:
             return _time_together(engines, arrays, each) / (each * len(engines) * rows)
 
         return self._fastest(
-            self._splits, sample, lambda split: "{} x {}".format(*split)
+            self._splits,
+            sample,
+            lambda split: "{} x {}".format(*split),
+            _MIN_PARALLEL_GAIN,
         )
 
     def _fastest(
-        self, choices: Sequence, sample: Callable, name: Callable[..., str]
+        self,
+        choices: Sequence,
+        sample: Callable,
+        name: Callable[..., str],
+        min_gain: float,
     ) -> Any:
         """Returns the first choice, or the one that is clearly faster."""
         times: dict = {choice: [] for choice in choices}
@@ -258,7 +267,7 @@ class _Trial:
         for choice, seconds in best.items():
             self._speeds[name(choice)] = 1 / seconds
         fastest = min(best, key=best.__getitem__)
-        return fastest if best[choices[0]] > _MIN_GAIN * best[fastest] else choices[0]
+        return fastest if best[choices[0]] > min_gain * best[fastest] else choices[0]
 
     def _take(self, workers: int, threads: int) -> list[Engine]:
         engines = self._engines.setdefault(threads, [])
