@@ -40,6 +40,9 @@ class QuantizeAware(Method):
     it, as they will in LiteRT: BatchNormalization trains as usual, because per-channel
     weight scales absorb its factors exactly.
 
+    LSTM, GRU, SimpleRNN and Bidirectional become Dense layers and arithmetic, once for
+    each time step, as LiteRT has no integer loop; so they need a fixed number of steps.
+
     Ranges of activations follow the training batches: the first batch's range is
     taken at once, and until then activations pass through unquantized. With a
     `representative_dataset` they are known before the first step.
@@ -208,7 +211,7 @@ class QuantizeAware(Method):
             ),
             freezes_batch_norm=self.freeze_batch_norm_after is not None,
         )
-        prepared = to_model(graph)
+        prepared = _made(graph)
         if self.representative_dataset is not None and plan.points:
             calibrate(
                 prepared,
@@ -240,7 +243,7 @@ class QuantizeAware(Method):
         weighted = _rewrite.weighted_layers(graph)
         _rewrite.bake(graph)
         lower(graph, weighted)
-        return to_model(graph)
+        return _made(graph)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Checks that the model in training is a prepared one; enters its phase.
@@ -302,3 +305,14 @@ class QuantizeAware(Method):
             )
         for entry in left:
             _log.warning("QuantizeAware leaves a layer float: %s", entry)
+
+
+def _made(graph: Graph) -> Any:
+    try:
+        return to_model(graph)
+    except RecursionError as error:
+        raise TfoptError(
+            "Keras cannot hold a chain of so many layers. Expected fewer time steps, "
+            "or fewer recurrent layers behind each other, as they are unrolled. "
+            f"Received: model={graph.name!r} with {len(graph.calls)} calls"
+        ) from error

@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfopt._keras import kernels, operations
 from tfopt._keras.fake_quantize import WEIGHTS
 from tfopt._keras.flatten import Call, Value
-from tfopt.methods.quantize_aware._operation_rules import OPERATIONS
+from tfopt.methods.quantize_aware._operation_rules import operation_row
+from tfopt.methods.quantize_aware._recurrence import RECURRENT, objection
 from tfopt.methods.quantize_aware._rule import Rule, Unsupported
 
 # Of more channels, a normalized value is a few steps: 28 dB are left with 256 of them,
@@ -56,14 +57,14 @@ def rule_of(call: Call) -> Rule | Unsupported:
     if spec.keeps_range:
         return _AVERAGES
     kind = operations.canonical_kind(spec)
+    row: _Row | None
     if kind is not None:
-        row = OPERATIONS.get(kind)
+        row = operation_row(kind)
     else:
         row = _RULES.get(spec.kind or operations.own_kind(spec))
     if row is None:
-        what = f"operation {kind!r}" if kind else f"layers of class {spec.cls.__name__}"
         reason = f" ({spec.closed})" if spec.closed else ""
-        return Unsupported(f"no rule for {what}{reason}")
+        return Unsupported(f"no rule for layers of class {spec.cls.__name__}{reason}")
     rule = row if isinstance(row, Rule) else row(call)
     if isinstance(rule, Rule) and rule.role not in ("identity", "same_scale"):
         return _objection(call, rule) or rule
@@ -160,6 +161,11 @@ def _relu(call: Call) -> Rule | Unsupported:
     return Unsupported("a ReLU with a threshold, or a slope and a limit, has no kernel")
 
 
+def _recurrent(call: Call) -> Unsupported:
+    """What could not be unrolled."""
+    return Unsupported(objection(call) or "its directions give two outputs")
+
+
 def _softmax(call: Call) -> Rule | Unsupported:
     axis = call.layer.config.get("axis", -1)
     if len(call.inputs) > 1:
@@ -245,12 +251,13 @@ def _example_norm(call: Call) -> Unsupported:
     )
 
 
-def _group_norm(call: Call) -> Unsupported:
-    return Unsupported("LiteRT has no int8 kernel for means and variances of groups")
+def _never(reason: str) -> Callable[[Call], Unsupported]:
+    """Returns a row for layers, or what `_canonical` left of them, without a kernel."""
+    return lambda call: Unsupported(reason)
 
 
-def _no_3d_pooling(call: Call) -> Unsupported:
-    return Unsupported("TFLite pools volumes only if their sizes are fixed")
+_no_3d_pooling = _never("TFLite pools volumes only if their sizes are fixed")
+_channels_first = _never("data_format='channels_first' has no LiteRT kernel")
 
 
 # A rule, or a function that finds it for a call.
@@ -269,6 +276,7 @@ _RULES: Mapping[str, _Row] = {
     "Conv1DTranspose": _conv_transpose,
     "Conv2DTranspose": _conv_transpose,
     "Conv3D": _conv_3d,
+    "Conv3DTranspose": _never("LiteRT's CONV_3D_TRANSPOSE has no int8 kernel"),
     "Cropping1D": _SAME_SCALE,
     "Cropping2D": _SAME_SCALE,
     "Cropping3D": _SAME_SCALE,
@@ -286,10 +294,13 @@ _RULES: Mapping[str, _Row] = {
     "GlobalMaxPooling1D": _SAME_SCALE,
     "GlobalMaxPooling2D": _SAME_SCALE,
     "GlobalMaxPooling3D": _SAME_SCALE,
-    "GroupNormalization": _group_norm,
+    "GroupNormalization": _never(
+        "a mean of the squares of so many values is too coarse in int8"
+    ),
     "Identity": _IDENTITY,
     "LayerNormalization": _example_norm,
     "LeakyReLU": _COMPUTE,
+    "Masking": _never("it compares with a number exactly"),
     "MaxPooling1D": _SAME_SCALE,
     "MaxPooling2D": _SAME_SCALE,
     "MaxPooling3D": _no_3d_pooling,
@@ -311,11 +322,17 @@ _RULES: Mapping[str, _Row] = {
     "Rescaling": _rescaling,
     "Reshape": _SAME_SCALE,
     "Resizing": _resized,
+    "SeparableConv1D": _channels_first,
+    "SeparableConv2D": _channels_first,
     "Softmax": _softmax,
+    **dict.fromkeys((*RECURRENT, "Bidirectional"), _recurrent),
     "SpatialDropout1D": _IDENTITY,
     "SpatialDropout2D": _IDENTITY,
     "SpatialDropout3D": _IDENTITY,
     "Subtract": _ARITHMETIC,
+    "TimeDistributed": _never(
+        "the layer in it cannot be called on all steps at once, of a fixed number"
+    ),
     "UnitNormalization": _unit_norm,
     "UpSampling1D": _SAME_SCALE,
     "UpSampling2D": _resized,

@@ -17,13 +17,17 @@ from tfopt.methods.quantize_aware._canonical import (
     _layers,
     _norms,
     _operations,
+    _recurrent,
 )
+from tfopt.methods.quantize_aware._recurrence import RECURRENT
 
 _ROWS: Mapping[str, Expansion] = {
     **dict.fromkeys(WEIGHTS, _activations.split_off),
     "Activation": _activations.expand,
     "Add": _layers.chain,
     "Average": _layers.average,
+    **dict.fromkeys(RECURRENT, _recurrent.recurrent),
+    "Bidirectional": _recurrent.bidirectional,
     "AveragePooling3D": _layers.pooling_3d,
     "ELU": _activations.elu_layer,
     "LayerNormalization": _norms.layer_norm,
@@ -43,7 +47,8 @@ def canonicalize(graph: Graph) -> None:
     """Splits up what LiteRT computes by several kernels, in place.
 
     Layers with an activation, sums and products of many, separable convolutions,
-    activations such as swish, three-dimensional pooling, TimeDistributed.
+    activations such as swish, three-dimensional pooling, TimeDistributed,
+    recurrent layers.
     """
     expand_all(graph, Builder(graph), _row_of)
 
