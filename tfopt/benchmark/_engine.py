@@ -83,25 +83,30 @@ def predict(engine: Engine, inputs: Arrays, rows: int) -> Arrays:
     Raises:
         TfoptError: An output doesn't have one row for each row of the inputs.
     """
-    total = len(next(iter(inputs.values())))
+    total = rows_of(inputs)
     if engine.cuts:
         rows *= _BATCHES
     parts: list[Arrays] = []
     for start in range(0, total, rows):
         part = {name: array[start : start + rows] for name, array in inputs.items()}
-        given = len(next(iter(part.values())))
+        given = rows_of(part)
         if given < rows and not engine.free_rows:  # filled up with the last row
             index = np.minimum(np.arange(rows), given - 1)
             part = {name: array[index] for name, array in part.items()}
         outputs = engine.run(part)
         for name, value in outputs.items():
-            if not value.ndim or len(value) != len(next(iter(part.values()))):
+            if not value.ndim or len(value) != rows_of(part):
                 raise TfoptError(
                     "Outputs cannot be told apart by example. Expected as many rows as "
                     f"the inputs have. Received: output {name!r} {list(value.shape)}"
                 )
         parts.append({name: value[:given] for name, value in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows_of(inputs: Arrays) -> int:
+    """Returns how many examples inputs hold; scalars have no say."""
+    return next((len(array) for array in inputs.values() if array.ndim), 1)
 
 
 def in_threads(call: Any, calls: int, workers: int) -> None:

@@ -41,7 +41,7 @@ def open_tflite(
     cores = len(os.sched_getaffinity(0))
     workers = max(1, cores // threads) if num_workers == "auto" else num_workers
 
-    def runner(workers: int) -> Runner:
+    def runner(workers: int, rows: int | Literal["auto"]) -> Runner:
         # All is given: a Runner that measures its set-up would take longer to load.
         return Runner(
             path,
@@ -52,13 +52,15 @@ def open_tflite(
             quantized_io="float" if floats else "auto",
         )
 
-    try:
-        return TfliteEngine(path, runner(workers))
-    except ValueError:
-        # A model with state takes one worker only.
-        if num_workers != "auto" or workers == 1:
-            raise
-        return TfliteEngine(path, runner(1))
+    # A model with state takes one worker only, and like one with a fixed batch, or
+    # without rows in its outputs, not any number of rows.
+    attempts: list[tuple[int, int | Literal["auto"]]] = [(workers, rows)]
+    attempts += [(1, rows)] if num_workers == "auto" else []
+    attempts += [(count, "auto") for count, _ in attempts]
+    for count, number in attempts[:-1]:
+        with contextlib.suppress(ValueError):
+            return TfliteEngine(path, runner(count, number))
+    return TfliteEngine(path, runner(*attempts[-1]))
 
 
 class TfliteEngine:
@@ -172,7 +174,7 @@ def autotune(path: str, cores: int, **options: Any) -> list[dict[str, Any]]:
                 rounds=3,
                 min_sample_ms=_TRIAL_MS / 3,
             )[""]
-            real = len(next(iter(inputs.values())))
+            real = _engine.rows_of(inputs)
             found.append(
                 {
                     "num_workers": workers,

@@ -141,6 +141,8 @@ class ProfiledModel:
             result=True,
         )
         for position, array in enumerate(arrays):
+            if not array.ndim:  # nothing to resize, and refused
+                continue
             sizes = (ctypes.c_int * array.ndim)(*array.shape)
             call(
                 "CompiledModelResizeInputTensorNonStrict",
@@ -213,10 +215,10 @@ class ProfiledModel:
         for position, ((shape, dtype), value) in enumerate(
             zip(kinds, values, strict=True)
         ):
+            kind = _tensor_type(shape, dtype)
             memory = _aligned(shape, dtype)
             if value is not None:
                 memory[...] = value
-            kind = _tensor_type(shape, dtype)
             self._keep += [memory, kind]
             handle = self._library.call(
                 "CreateTensorBufferFromHostMemory",

@@ -313,8 +313,11 @@ def _finish(
 ) -> None:
     candidate.known |= candidate.call("memory")
     if profile:
-        runs = candidate.call("profile", runs=_PROFILE_RUNS)
-        candidate.known["profile"] = mean_profile(runs)
+        try:
+            runs = candidate.call("profile", runs=_PROFILE_RUNS)
+            candidate.known["profile"] = mean_profile(runs)
+        except TfoptError as error:  # what was measured before stays
+            candidate.known["notes"] = (f"No profile: {error}",)
     if finish is not None and candidate.process is not None:
         finish(candidate.file, candidate.process)
     candidate.close()

@@ -25,6 +25,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _REASON_LENGTH = 300
 # Log lines of absl and TensorFlow begin like this; what follows is the message.
 _LOG_PREFIX = re.compile(r"^(F|E|W|I)\d{4} .*?\] |^[\d-]+ [\d:.]+: [FEWI] \S+ ")
+_CHATTER = re.compile(r"INFO:|[IW]\d{4} |[\d-]+ [\d:.]+: [IW] ")
 _FATAL = re.compile(r"^F\d{4}|Check failed|what\(\)|terminate|free\(\)|corrupt|rror")
 
 
@@ -145,6 +146,7 @@ def _environment() -> dict[str, str]:
 
 def _last_words(log: str) -> str:
     """Returns the line that says why a process died."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.splitlines()]
+    lines = [line for line in lines if line and not _CHATTER.match(line)]
     telling = [line for line in lines if _FATAL.search(line)] or lines[-1:]
     return _LOG_PREFIX.sub("", telling[-1])[:_REASON_LENGTH] if telling else ""

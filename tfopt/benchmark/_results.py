@@ -54,6 +54,7 @@ class Measurement:
         profile: Operators, dearest first; empty unless asked for.
         autotuned: The set-ups that were tried, fastest first.
         signature: What the model takes and gives.
+        notes: What else is worth knowing.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Measurement:
     profile: tuple[OpTime, ...] = ()
     autotuned: tuple[Mapping[str, Any], ...] = ()
     signature: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_per_second(self) -> float | None:

@@ -73,7 +73,11 @@ def report(measurements: Sequence[Measurement], settings: Mapping[str, Any]) -> 
     return Report(
         title="Benchmark",
         tables=tables,
-        notes=[*_NOTES, *_profile_notes(measurements)],
+        notes=[
+            *_NOTES,
+            *_profile_notes(measurements),
+            *(f"{item.name}: {note}" for item in measurements for note in item.notes),
+        ],
         data={"settings": dict(settings), "models": list(measurements)},
     )
 

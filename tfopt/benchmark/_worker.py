@@ -82,7 +82,7 @@ class Worker:
             "import_ms": (imported - begin) * 1e3,
             "load_ms": (loaded - loading) * 1e3,
             "first_ms": (ran - ready) * 1e3,
-            "rows": rows if not inputs else len(next(iter(inputs.values()))),
+            "rows": _engine.rows_of(inputs),
             "signature": str(engine.signature),
             "config": engine.config,
             "private_bytes": _above(_memory.private_bytes(), private),

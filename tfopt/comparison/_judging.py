@@ -131,7 +131,7 @@ def _judge_one(
     labels: Any,
     metrics: Sequence[Metric],
 ) -> Judged:
-    notes = list(runs.notes.get(item.name, ()))
+    notes = [*item.notes, *runs.notes.get(item.name, ())]
     values: dict[str, float] = {}
     agreed: Mapping[str, float | None] = {}
     error = item.error

@@ -68,10 +68,10 @@ def make(
         Column(key=item.name, format=item.format, better=item.better)
         for item in metrics
     ] or [_AGREEMENT[0] if _have_classes(rows) else _AGREEMENT[-1]]
-    latency = base.measurement.rows
+    rows_a_call = base.measurement.rows
     tables = [
         Table(
-            title=f"Models on {examples:,} examples, timed with {latency} a call",
+            title=f"Models on {examples:,} examples, timed with {rows_a_call} a call",
             columns=[*quality, *_SIZES, *_TIMES],
             rows=rows,
             footnotes=failed,
@@ -83,7 +83,7 @@ def make(
     return Report(
         title="Comparison of models",
         tables=tables,
-        notes=[*_NOTES, *_own_notes(judged)],
+        notes=[*_NOTES, *_own_notes(judged, rows_a_call)],
         data={
             "reference": reference,
             "num_examples": examples,
@@ -209,10 +209,17 @@ def _layer_note(layer: Mapping[str, Any]) -> str:
     return f"({note})"
 
 
-def _own_notes(judged: Sequence[Judged]) -> list[str]:
-    return [
-        f"{item.measurement.name}: {note}" for item in judged for note in item.notes
-    ]
+def _own_notes(judged: Sequence[Judged], rows: int | None) -> list[str]:
+    notes = []
+    for item in judged:
+        found = item.measurement
+        notes += [f"{found.name}: {note}" for note in item.notes]
+        if found.rows not in (None, rows):
+            notes.append(
+                f"{found.name}: it has a fixed batch, and was timed with {found.rows} "
+                "examples a call."
+            )
+    return notes
 
 
 def _plain(item: Judged) -> dict[str, Any]:
