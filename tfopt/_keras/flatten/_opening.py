@@ -90,9 +90,19 @@ def opened(layer: Any, run: Callable[[], Any]) -> Opened:
         try:
             outputs = run()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CannotOpen(reason) from error
+            raise CannotOpen(_reason(error)) from error
     return Opened(outputs, stood_for, constants, tape)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line of an error that says what was wrong."""
+    # Keras writes above it which layer it was.
+    text = str(error).rsplit("Error encountered:", 1)[-1]
+    lines = [line.strip() for line in text.splitlines()]
+    told = [
+        line for line in lines if line and not line.startswith("Exception encountered")
+    ]
+    return told[0][:200] if told else type(error).__name__
 
 
 def own_variables(layer: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from tfopt._keras.operations import _arguments, _names
 _KINDS = """
     abs: abs Abs Absolute
     add: add Add AddV2 bias_add BiasAdd BiasAddV1
+    add_n: add_n AddN accumulate_n
     argmax: argmax ArgMax Argmax
     avg_pool: AvgPool avg_pool avg_pool2d AveragePool
     batch_norm: FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 batch_normalization
@@ -52,8 +53,10 @@ _KINDS = """
     min: reduce_min Min
     minimum: minimum Minimum
     mirror_pad: MirrorPad
+    moveaxis: Moveaxis
     mul: multiply Mul Multiply scalar_mul
     neg: negative Neg Negative
+    normalize: Normalize
     pad: pad Pad PadV2
     pow: pow Pow Power
     reciprocal: reciprocal Reciprocal Inv reciprocal_no_nan
@@ -63,6 +66,7 @@ _KINDS = """
     reshape: reshape Reshape
     resize: resize ResizeBilinear ResizeNearestNeighbor Resize
     reverse: reverse ReverseV2 Flip
+    roll: roll Roll
     rsqrt: rsqrt Rsqrt
     selu: selu Selu
     shape: shape Shape
@@ -81,10 +85,12 @@ _KINDS = """
     stack: stack Pack Stack
     sub: subtract Sub Subtract
     sum: reduce_sum Sum
+    swapaxes: Swapaxes
     tanh: tanh Tanh
     tile: tile Tile
     transpose: transpose Transpose
     unstack: unstack Unpack Unstack
+    variance: reduce_variance Var
     where: where Where SelectV2 Select
 """
 

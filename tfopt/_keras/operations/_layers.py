@@ -90,6 +90,17 @@ class _Operation:
             **{key: _arguments.decode(x, tensors) for key, x in keywords.items()},
         )
 
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """Infers the output's shape, for Keras 3.
+
+        Keras 3.15 takes the product of a tensor and a number for a sparse tensor.
+        """
+        dense = tf.nest.map_structure(
+            lambda x: type(x)(x.shape, x.dtype) if getattr(x, "sparse", False) else x,
+            inputs,
+        )
+        return super().compute_output_spec(dense)  # type: ignore[misc]
+
     def compute_mask(self, inputs: Any, mask: Any = None) -> None:
         """Operations have no masks, as in a model that is made of them."""
         return None

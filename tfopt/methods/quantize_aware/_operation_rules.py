@@ -83,6 +83,15 @@ def _product(call: Call) -> Rule | Unsupported:
     return _COMPUTE
 
 
+def _contraction(call: Call) -> Rule | Unsupported:
+    """Einsum: of two tensors, or of one and a constant."""
+    if not _makes_floats(call):
+        return _INTEGERS
+    if len(call.inputs) == 1 and len(tf.nest.flatten(call.args)) == 1:
+        return _COMPUTE
+    return _product(call)
+
+
 def _selection(call: Call) -> Rule | Unsupported:
     """Larger or smaller of two tensors."""
     if not _makes_floats(call):
@@ -127,7 +136,7 @@ def _resize(call: Call) -> Rule | Unsupported:
 def _where(call: Call) -> Rule | Unsupported:
     if not _makes_floats(call):
         return _INTEGERS
-    return Unsupported("a choice by a condition has no int8 form in the converter")
+    return Unsupported("it chooses by a condition")
 
 
 # A rule, or a function that finds it for a call.
@@ -141,7 +150,7 @@ OPERATIONS: Mapping[str, _Row] = {
     "concat": _row(_ONE_SCALE),
     "depth_to_space": _movement,
     "div": _row(_COMPUTE),
-    "einsum": _product,
+    "einsum": _contraction,
     "exp": _row(_COMPUTE),
     "expand_dims": _movement,
     "gather": _movement,
@@ -163,18 +172,31 @@ OPERATIONS: Mapping[str, _Row] = {
     "repeat": _movement,
     "reshape": _movement,
     "resize": _resize,
-    "reverse": _movement,
+    "reciprocal": _row(_COMPUTE),
     "rsqrt": _COMPUTE,
     "slice": _movement,
     "softmax": _softmax(Rule("compute", output_range=(0.0, 255 / 256))),
     "space_to_depth": _movement,
     "split": _movement,
+    "sqrt": _row(_COMPUTE),
     "squeeze": _movement,
     "stack": _row(_ONE_SCALE),
     "sub": _row(_ARITHMETIC),
     "sum": _reduction(_COMPUTE),
+    "tensordot": _contraction,
     "tile": _movement,
     "transpose": _movement,
     "unstack": _movement,
     "where": _where,
 }
+
+
+def operation_row(kind: str) -> _Row:
+    """Returns the row of a kind of operation."""
+
+    def unknown(call: Call) -> Unsupported:
+        if not _makes_floats(call):
+            return _INTEGERS
+        return Unsupported(f"no rule for the operation {kind!r}")
+
+    return OPERATIONS.get(kind, unknown)

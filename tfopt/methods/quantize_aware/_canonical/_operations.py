@@ -88,10 +88,16 @@ def _clip(build: Builder, call: Call) -> Value | None:
     high = _operand(given, "clip_value_max", "x_max")
     if not isinstance(x, Value) or not all(map(_is_number, (low, high))):
         return None
+    if not _is_float(x):
+        return None
     if float(low) == 0:
         config = {"max_value": float(high), "dtype": "float32"}
         return build.call(build.layer(call.layer, "relu", "ReLU", config), x, x.shape)
-    return None
+    least = build.operation(
+        call.layer, "least", "math.maximum", (x, float(low)), x.shape
+    )
+    args = (least, float(high))
+    return build.operation(call.layer, "most", "math.minimum", args, x.shape)
 
 
 def _is_number(thing: Any) -> bool:
@@ -128,8 +134,12 @@ def _power(build: Builder, call: Call) -> Value | None:
     x, y = _pair(call)
     if not isinstance(x, Value) or not _is_number(y) or not _is_float(x):
         return None
-    if float(y) == 2:
-        return build.operation(call.layer, "square", _MULTIPLY, (x, x), x.shape)
+    if float(y) in (2, 3, 4):
+        square = build.operation(call.layer, "square", _MULTIPLY, (x, x), x.shape)
+        if float(y) == 2:
+            return square
+        args = (square, x if float(y) == 3 else square)
+        return build.operation(call.layer, "power", _MULTIPLY, args, x.shape)
     if float(y) == -0.5:
         return build.operation(call.layer, "rsqrt", "math.rsqrt", (x,), x.shape)
     return None
@@ -227,6 +237,113 @@ def _matmul(build: Builder, call: Call) -> Value | None:
     return build.call(layer, x, call.output.shape)
 
 
+def _sum_of_many(build: Builder, call: Call) -> Value | None:
+    """Turns a sum of several tensors into a chain of sums of two."""
+    values = tf.nest.flatten(operations.bound(call)["inputs"])
+    if not all(isinstance(value, Value) and _is_float(value) for value in values):
+        return None
+    if len(values) < 2:
+        return None
+    total, *others = values
+    for number, value in enumerate(others):
+        args = (total, value)
+        total = build.operation(
+            call.layer, f"sum{number}", "math.add", args, call.output.shape
+        )
+    return total
+
+
+def _variance(build: Builder, call: Call) -> Value | None:
+    """Computes the mean of squares of differences from the mean."""
+    given, found = operations.bound(call), _unary(build, call)
+    if found is None or given.get("axis") is None or found[1].shape is None:
+        return None
+    spec, x = found
+    options = {"axis": given["axis"], "keepdims": True}
+    axes = {int(axis) % len(x.shape or ()) for axis in np.atleast_1d(given["axis"])}
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape or ()))
+    mean = build.operation(spec, "mean", "math.reduce_mean", (x,), kept, **options)
+    moved = build.operation(spec, "centred", _SUBTRACT, (x, mean), x.shape)
+    square = build.operation(spec, "square", _MULTIPLY, (moved, moved), x.shape)
+    options["keepdims"] = bool(given.get("keepdims"))
+    return build.operation(
+        spec, "variance", "math.reduce_mean", (square,), call.output.shape, **options
+    )
+
+
+def _normalize(build: Builder, call: Call) -> Value | None:
+    """Turns `keras.ops.normalize` into what LiteRT has a kernel for."""
+    given, found = operations.bound(call), _unary(build, call)
+    if found is None or given.get("order", 2) != 2 or given.get("axis", -1) != -1:
+        return None
+    spec, x = found
+    # Keras bounds the norm, TensorFlow its square.
+    epsilon = float(given.get("epsilon") or 1e-7) ** 2
+    return build.operation(spec, "unit", "math.l2_normalize", (x, -1, epsilon), x.shape)
+
+
+def _reversed(build: Builder, call: Call) -> Value | None:
+    """Turns a reversal along axes of fixed sizes into gathers."""
+    given = operations.bound(call)
+    x, axes = _operand(given, "tensor", "x"), given.get("axis")
+    if not isinstance(x, Value) or axes is None or isinstance(axes, Value):
+        return None
+    places = [int(axis) for axis in np.atleast_1d(axes)]
+    return _reordered(
+        build, call, x, {axis: lambda order: order[::-1] for axis in places}
+    )
+
+
+def _rolled(build: Builder, call: Call) -> Value | None:
+    """Turns a rotation along axes of fixed sizes into gathers."""
+    given = operations.bound(call)
+    x, shift, axis = _operand(given, "input", "x"), given["shift"], given.get("axis")
+    if not isinstance(x, Value) or axis is None or np.ndim(axis) or np.ndim(shift):
+        return None
+    return _reordered(
+        build, call, x, {int(axis): lambda order: np.roll(order, int(shift))}
+    )
+
+
+def _reordered(
+    build: Builder,
+    call: Call,
+    x: Value,
+    orders: Mapping[int, Callable[[np.ndarray], np.ndarray]],
+) -> Value | None:
+    shape = x.shape
+    if shape is None or not _is_float(x):
+        return None
+    places = {axis % len(shape): order for axis, order in orders.items()}
+    if any(shape[axis] is None for axis in places) or not places:
+        return None
+    for axis, order in places.items():
+        indices = order(np.arange(int(shape[axis] or 0), dtype=np.int32))
+        part = f"order{axis}"
+        args = (x, indices)
+        x = build.operation(call.layer, part, "gather", args, shape, axis=axis)
+    return x
+
+
+def _permuted(build: Builder, call: Call) -> Value | None:
+    """Turns `keras.ops.moveaxis` and `swapaxes` into a transposition."""
+    given = operations.bound(call)
+    x = given["x"]
+    if not isinstance(x, Value) or x.shape is None:
+        return None
+    # The sizes of this array tell which axis went where.
+    numbers = np.empty([axis + 1 for axis in range(len(x.shape))])
+    if "source" in given:
+        moved = np.moveaxis(numbers, given["source"], given["destination"])
+    else:
+        moved = np.swapaxes(numbers, given["axis1"], given["axis2"])
+    permutation = [size - 1 for size in moved.shape]
+    shape = tuple(x.shape[axis] for axis in permutation)
+    return build.operation(
+        call.layer, "transpose", "transpose", (x, permutation), shape
+    )
+
+
 def _weight(thing: Any) -> tuple[np.ndarray | None, bool]:
     """Returns the array of a variable or a constant, and whether it is trainable."""
     if not isinstance(thing, Value):
@@ -244,6 +361,8 @@ _NAMED = (
 ROWS: Mapping[str, Callable[[Builder, Call], Value | None]] = {
     **{name: _activation(name) for name in _NAMED},
     **dict.fromkeys(_FUNCTIONS, _arithmetic),
+    **dict.fromkeys(("moveaxis", "swapaxes"), _permuted),
+    "add_n": _sum_of_many,
     "clip": _clip,
     "div": _divide,
     "exp": _activation("exponential"),
@@ -251,11 +370,15 @@ ROWS: Mapping[str, Callable[[Builder, Call], Value | None]] = {
     "leaky_relu": _leaky_relu,
     "matmul": _matmul,
     "neg": _negative,
+    "normalize": _normalize,
     "pow": _power,
     "relu": _relu,
+    "reverse": _reversed,
+    "roll": _rolled,
     "silu": _activation("swish"),
     "relu6": functools.partial(_relu, limit=6.0),
     "softmax": _softmax,
     "square": _square,
     "squared_difference": _squared_difference,
+    "variance": _variance,
 }
