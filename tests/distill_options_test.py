@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
+from tfopt import _keras
 from tfopt.conversion import convert
 from tfopt.methods.distill import Distill, _teachers
 from tfopt.types import TfoptError
@@ -14,8 +15,13 @@ pytestmark = pytest.mark.both_keras
 
 
 def trained(keras, student, teacher, loss="classes", x=None, y=None, fit=None, **given):
-    """Returns the logs of an epoch in which nothing moves, and the method."""
-    samples.compiled(keras, student, loss=loss)
+    """Returns the logs of an epoch in which nothing moves, and the method.
+
+    Tracing takes most of the time of such small trainings, so they are eager, unless
+    the teacher is a file.
+    """
+    eager = _keras.is_model(teacher) or isinstance(teacher, list)
+    samples.compiled(keras, student, loss=loss, run_eagerly=eager)
     distill = Distill(teacher, **given)
     logs = samples.fit(student, [distill], x, y, **(fit or {}))
     return logs, distill
@@ -24,7 +30,7 @@ def trained(keras, student, teacher, loss="classes", x=None, y=None, fit=None, *
 # What outputs predict.
 
 
-@pytest.mark.parametrize(("units", "end"), [(1, None), (4, None), (4, "sigmoid")])
+@pytest.mark.parametrize(("units", "end"), [(1, None), (4, "sigmoid")])
 def test_labels_that_are_independent(keras, units, end):
     x, _ = samples.data()
     y = np.random.default_rng(1).integers(0, 2, (len(x), units)).astype(np.float32)
@@ -139,8 +145,10 @@ def forked_data(kind):
     return inputs, labels if kind == "dict" else list(labels.values())
 
 
-@pytest.mark.parametrize("form", ["keras", "saved_model", "tflite"])
-@pytest.mark.parametrize("kind", ["dict", "list"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("dict", "keras"), ("dict", "tflite"), ("list", "saved_model"), ("list", "keras")],
+)
 def test_several_outputs(keras, tmp_path, kind, form):
     x, y = forked_data(kind)
     teacher, student = forked(keras, 12, kind, 1), forked(keras, 6, kind, 0)
@@ -280,8 +288,8 @@ def test_a_projection_is_trained_and_thrown_away(keras):
     distill = Distill(teacher, features={"body/conv": "body/conv"})
     frozen = teacher.get_weights()
     before = samples.fit(student, [distill])["feature_loss"]
-    after = samples.fit(student, [distill], epochs=20)["feature_loss"]
-    assert after < 0.9 * before
+    after = samples.fit(student, [distill], epochs=10)["feature_loss"]
+    assert after < 0.97 * before
     assert distill.report["features"][0]["projection"] == "1x1 convolution"
     assert [v.name for v in student.variables] == names
     for a, b in zip(frozen, teacher.get_weights(), strict=True):
@@ -349,13 +357,13 @@ def test_a_cached_teacher_is_asked_once(keras, tmp_path, monkeypatch):
         distill = Distill(path, cache=cache)
         x, y = samples.data()
         rng = np.random.default_rng(3)
-        for _ in range(3):  # in another order each time
+        for _ in range(2):  # in another order each time
             order = rng.permutation(len(x))
             samples.fit(student, [distill], x[order], y[order])
         found[cache] = (counted.rows, student.get_weights())
     tried = 3 * 16  # random rows, by which logits are told from probabilities
     assert found[True][0] == tried + len(x)
-    assert found[False][0] == tried + 3 * len(x)
+    assert found[False][0] == tried + 2 * len(x)
     for a, b in zip(found[True][1], found[False][1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert distill.report["cache"] == {"examples": 48, "bytes": 48 * 6 * 4}

@@ -6,8 +6,8 @@
 The teacher is a convolutional network that has seen all 60,000 training digits with
 their labels. A student is a dense network; it sees `--labels` digits. Alone and with
 the teacher it has the same initial weights, digits, batches, optimizer and number of
-steps; the seed changes all of these but the last two. `more labels` is what the
-teacher's own labels would be worth: the student alone, on all digits, for as many steps.
+steps; the seed changes the first three. `more labels` is what the teacher's own labels
+would be worth: the student alone, on all digits, for as many steps.
 """
 
 import argparse

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
-import numbers
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -16,16 +14,33 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt._keras import inference, steps, variables
 from tfopt.methods._base import Method
-from tfopt.methods.distill import _outputs, _teachers
+from tfopt.methods.distill import _arguments, _outputs, _teachers
 from tfopt.methods.distill._cache import Cache, static_shapes
 from tfopt.methods.distill._features import Hints
-from tfopt.methods.distill._lessons import Lessons
+from tfopt.methods.distill._lessons import Lesson, Lessons
 from tfopt.methods.distill._objective import Objective
 from tfopt.methods.distill._step import TrainingStep
 from tfopt.methods.distill._teachers import Outputs
 from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What tracing has shown; all tensors are symbolic.
+
+    Attributes:
+        lessons: The teachers, matched with the student.
+        lesson: What they say.
+        plans: What the outputs are.
+        features: The student's.
+    """
+
+    lessons: Lessons
+    lesson: Lesson
+    plans: list[_outputs.OutputPlan]
+    features: list[Any]
 
 
 class Distill(Method):
@@ -147,7 +162,7 @@ class Distill(Method):
         self._step: TrainingStep | None = None
         self._lessons: Lessons | None = None
         self._cache: Cache | None = None
-        self._check_arguments()
+        _arguments.check(self)
 
     def finalize(self, model: Any) -> Any:
         """Returns the model as it is: there is nothing of the teacher in it."""
@@ -249,68 +264,74 @@ class Distill(Method):
             TfoptError: One cannot be loaded.
         """
         if not self._loaded:
-            self._loaded = [_teachers.load(each) for each in self._listed()]
+            self._loaded = [
+                _teachers.load(each) for each in _arguments.teachers_of(self.teacher)
+            ]
         return self._loaded
 
     def _prepare_step(self, hints: Hints | None) -> TrainingStep:
         model, teachers = self.model, self.teachers()
-        call = inference.inference_call(model)
-        found: dict[str, Any] = {}
-
-        @tf.autograph.experimental.do_not_convert
-        def look(*arguments: Any) -> None:
-            with steps.listening(hints.student_taps if hints else None) as features:
-                outputs = call.function(*arguments)
-            student = Outputs.of(outputs, call.output_names)
-            chosen = _outputs.weights_of(
-                self.output_weights, student.names, len(student.tensors)
-            )
-            lessons = Lessons(teachers, student, list(chosen), call.input_names, hints)
-            x = arguments[0] if len(arguments) == 1 else arguments
-            lessons.form = lessons(x)
-            plans = self._plans(student, chosen, lessons.form.outputs)
-            if hints is not None:
-                found["features"] = hints.of_student(features)
-            if self.cache:
-                found["shapes"] = static_shapes(lessons.form.tensors)
-            found.update(lessons=lessons, form=lessons.form, plans=plans)
-
-        # Nothing runs: tracing shows shapes and operations.
-        tf.function(look).get_concrete_function(*call.arguments)
-        lessons: Lessons = found["lessons"]
+        seen = self._look(hints)
         rows = []
         if hints is not None:
             with model.distribute_strategy.scope():
-                rows = hints.build(found["features"], found["form"].features)
+                rows = hints.build(seen.features, seen.lesson.features)
         if self.cache:
-            if self._cache is None or not self._cache.fits(found["shapes"]):
-                self._cache = Cache(found["shapes"])
-            lessons.cache = self._cache
-        self._lessons, self._held = lessons, self._cache.size() if self._cache else 0
-        plans = found["plans"]
+            shapes = static_shapes(seen.lesson.tensors)
+            if self._cache is None or not self._cache.fits(shapes):
+                self._cache = Cache(shapes)
+            seen.lessons.cache = self._cache
+        self._lessons = seen.lessons
+        self._held = self._cache.size() if self._cache else 0
         self.report = {
             "teachers": [teacher.label for teacher in teachers],
-            "outputs": [plan.as_dict() for plan in plans],
-            "loss": self._loss_in_words(plans),
+            "outputs": [plan.as_dict() for plan in seen.plans],
+            "loss": self._loss_in_words(seen.plans),
             "features": rows,
             "cache": None,
         }
         objective = Objective(
-            plans,
+            seen.plans,
             self.distillation_loss,
             self.temperature,
             self._weights(),
             [teacher.floor for teacher in teachers],
-            lessons.student.names,
+            seen.lessons.student.names,
         )
         return TrainingStep(
             model,
-            lessons,
+            seen.lessons,
             objective,
             hints,
             student_loss_weight=self.student_loss_weight,
             feature_loss_weight=self.feature_loss_weight,
         )
+
+    def _look(self, hints: Hints | None) -> _Seen:
+        """Traces student and teachers, which shows shapes and operations."""
+        call = inference.inference_call(self.model)
+        found: list[_Seen] = []
+
+        @tf.autograph.experimental.do_not_convert
+        def look(*arguments: Any) -> None:
+            taps = hints.student_taps if hints else None
+            with steps.listening(taps) as features:
+                outputs = call.function(*arguments)
+            student = Outputs.of(outputs, call.output_names)
+            chosen = _outputs.weights_of(
+                self.output_weights, student.names, len(student.tensors)
+            )
+            lessons = Lessons(
+                self.teachers(), student, list(chosen), call.input_names, hints
+            )
+            lesson = lessons(arguments[0] if len(arguments) == 1 else arguments)
+            lessons.form = lesson
+            plans = self._plans(student, chosen, lesson.outputs)
+            own = hints.of_student(features) if hints else []
+            found.append(_Seen(lessons, lesson, plans, own))
+
+        tf.function(look).get_concrete_function(*call.arguments)
+        return found[-1]
 
     def _plans(
         self,
@@ -371,7 +392,7 @@ class Distill(Method):
         return probe and probe.tensors[index]
 
     def _weights(self) -> list[float]:
-        count = len(self._listed())
+        count = len(_arguments.teachers_of(self.teacher))
         weights = self.teacher_weights or [1.0] * count
         return [float(weight) / sum(weights) for weight in weights]
 
@@ -393,10 +414,6 @@ class Distill(Method):
         if self._step is not None:
             self._step.remove()
         self._step = self._lessons = None
-
-    def _listed(self) -> list[Any]:
-        several = isinstance(self.teacher, (list, tuple))
-        return list(self.teacher) if several else [self.teacher]
 
     def _check_compilation(self) -> None:
         if not getattr(self.model, "jit_compile", False):
@@ -421,111 +438,8 @@ class Distill(Method):
                     f"Received: teacher={teacher.label}"
                 )
 
-    def _check_arguments(self) -> None:
-        teachers = self._listed()
-        checks = {
-            "teacher": (
-                bool(teachers) and all(map(_is_teacher, teachers)),
-                "a Keras model, a path, or a list of these",
-            ),
-            "temperature": (
-                _is_number(self.temperature, 0) and self.temperature > 0,
-                "a number > 0",
-            ),
-            "student_loss_weight": (
-                _is_number(self.student_loss_weight, 0)
-                and self.student_loss_weight <= 1,
-                "a number in [0, 1]",
-            ),
-            "distillation_loss": (
-                self.distillation_loss in ("kl", "mse")
-                or callable(self.distillation_loss),
-                "'kl', 'mse' or a function",
-            ),
-            "features": (
-                self.features is None or _are_names(self.features, len(teachers)),
-                "a mapping of layer names, with one teacher that is a Keras model or "
-                "a .keras or .h5 file; or None",
-            ),
-            "feature_loss_weight": (
-                _is_number(self.feature_loss_weight, 0),
-                "a number >= 0",
-            ),
-            "teacher_weights": (
-                self.teacher_weights is None
-                or _are_weights(self.teacher_weights, len(teachers)),
-                "None or a number >= 0 per teacher, not all zero",
-            ),
-            "output_weights": (_are_output_weights(self), _OUTPUT_WEIGHTS),
-            "task": (
-                self.task in (None, "classes", "labels", "regression"),
-                "None, 'classes', 'labels' or 'regression'",
-            ),
-            "cache": (isinstance(self.cache, bool), "True or False"),
-        }
-        for name in ("teacher_outputs", "student_outputs"):
-            known = (None, "logits", "probabilities")
-            checks[name] = (getattr(self, name) in known, f"one of {known}")
-        for name, (is_good, expected) in checks.items():
-            if not is_good:
-                raise ValueError(
-                    f"`{name}` must be {expected}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
-        if self.features and not _has_layers(teachers[0]):
-            raise ValueError(
-                "Layers can only be named in a Keras model. Expected a teacher that is "
-                "one, or a .keras or .h5 file, with `features`. "
-                f"Received: teacher={teachers[0]!r}"
-            )
-
-
-_OUTPUT_WEIGHTS = (
-    "None, or numbers >= 0 in order or by name, not all zero, and only without a "
-    "function as `distillation_loss`"
-)
-
 
 def _form(asked: str | None, found: str | None, task: str) -> Any:
     if asked == "probabilities":
         return "softmax" if task == "classes" else "sigmoid"
     return asked or found or "logits"
-
-
-def _is_teacher(teacher: Any) -> bool:
-    return isinstance(teacher, (str, os.PathLike)) or _keras.is_model(teacher)
-
-
-def _has_layers(teacher: Any) -> bool:
-    return _keras.is_model(teacher) or os.fspath(teacher).endswith((".keras", ".h5"))
-
-
-def _is_number(value: Any, least: float) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and least <= float(value) < math.inf
-
-
-def _are_names(features: Any, teachers: int) -> bool:
-    return (
-        isinstance(features, Mapping)
-        and teachers == 1
-        and bool(features)
-        and all(isinstance(x, str) and x for pair in features.items() for x in pair)
-    )
-
-
-def _are_weights(weights: Any, count: int | None) -> bool:
-    return (
-        isinstance(weights, (list, tuple))
-        and (count is None or len(weights) == count)
-        and all(_is_number(weight, 0) for weight in weights)
-        and any(weights)
-    )
-
-
-def _are_output_weights(method: Distill) -> bool:
-    weights = method.output_weights
-    if weights is None:
-        return True
-    values = list(weights.values()) if isinstance(weights, Mapping) else weights
-    return _are_weights(values, None) and not callable(method.distillation_loss)
