@@ -9,7 +9,7 @@ from tfopt.methods.quantize_aware import QuantizeAware
 
 pytestmark = pytest.mark.both_keras
 
-IMAGE, VECTOR = (8, 8, 4), (8,)
+IMAGE, VECTOR, SERIES, VOLUME = (8, 8, 4), (8,), (12, 4), (6, 6, 6, 2)
 
 # Name -> shape of the input, function of layers and input, operators in the file.
 NETWORKS = {
@@ -89,6 +89,89 @@ NETWORKS = {
         lambda k, x: k.MaxPooling2D()(k.Conv2D(3, 1)(k.AveragePooling2D(2)(x))),
         ["AVERAGE_POOL_2D", "CONV_2D", "MAX_POOL_2D"],
     ),
+    "alone_batch_norm": (
+        VECTOR,
+        lambda k, x: k.ReLU()(k.BatchNormalization()(x)),
+        ["DEPTHWISE_CONV_2D"],
+    ),
+    "clipped": (
+        IMAGE,
+        lambda k, x: k.ReLU(max_value=0.5)(k.Conv2D(4, 1)(x)),
+        ["CONV_2D"],
+    ),
+    "clipped_in_a_concatenation": (
+        IMAGE,
+        lambda k, x: k.Concatenate()([x, k.ReLU(max_value=0.5)(k.Conv2D(4, 1)(x))]),
+        ["CONV_2D", "MINIMUM", "CONCATENATION"],
+    ),
+    "convolution_of_a_volume": (
+        VOLUME,
+        lambda k, x: k.ReLU()(
+            k.BatchNormalization()(k.Conv3D(4, (2, 3, 3), padding="same")(x))
+        ),
+        ["PAD", "STRIDED_SLICE", "STRIDED_SLICE", "CONCATENATION", "CONV_2D"],
+    ),
+    "dilated_series": (
+        SERIES,
+        lambda k, x: k.BatchNormalization()(
+            k.Conv1D(6, 3, padding="causal", dilation_rate=2)(x)
+        ),
+        ["PAD", "EXPAND_DIMS", "CONV_2D"],
+    ),
+    "einsum_of_heads": (
+        SERIES,
+        lambda k, x: k.EinsumDense("abc,cde->adbe", (2, None, 3), bias_axes="de")(x),
+        ["FULLY_CONNECTED", "TRANSPOSE"],
+    ),
+    "elu": (
+        VECTOR,
+        lambda k, x: k.Dense(6, activation="elu")(x),
+        ["FULLY_CONNECTED", "MINIMUM", "EXP", "SUB", "ADD", "ADD"],
+    ),
+    "hard_sigmoid": (
+        VECTOR,
+        lambda k, x: k.Dense(6, activation="hard_sigmoid")(x),
+        ["FULLY_CONNECTED", "ADD", "MUL"],
+    ),
+    "layer_norm": (
+        SERIES,
+        lambda k, x: k.LayerNormalization()(x),
+        ["MEAN", "SUB", "L2_NORMALIZATION", "DEPTHWISE_CONV_2D"],
+    ),
+    "maximum": (
+        IMAGE,
+        lambda k, x: k.Maximum()([k.Conv2D(4, 1)(x), k.Conv2D(4, 1)(x)]),
+        ["CONV_2D", "CONV_2D", "MAXIMUM"],
+    ),
+    "pooled_volume": (
+        VOLUME,
+        lambda k, x: k.GlobalMaxPooling3D()(
+            k.MaxPooling3D((2, 3, 2))(k.Conv3D(3, 1)(x))
+        ),
+        ["CONV_2D", "MAX_POOL_2D", "MAX_POOL_2D", "REDUCE_MAX"],
+    ),
+    "rescaled": (
+        IMAGE,
+        lambda k, x: k.Conv2D(3, 1)(k.Rescaling(0.5, offset=0.25)(x)),
+        ["DEPTHWISE_CONV_2D", "CONV_2D"],
+    ),
+    "separable": (
+        IMAGE,
+        lambda k, x: k.SeparableConv2D(6, 3, activation="relu")(x),
+        ["DEPTHWISE_CONV_2D", "CONV_2D"],
+    ),
+    "swish": (
+        IMAGE,
+        lambda k, x: k.Conv2D(4, 1, activation="swish")(x),
+        ["CONV_2D", "LOGISTIC", "MUL"],
+    ),
+    "transposed": (
+        IMAGE,
+        lambda k, x: k.ReLU()(
+            k.BatchNormalization()(k.Conv2DTranspose(4, 3, strides=2)(x))
+        ),
+        ["TRANSPOSE_CONV"],
+    ),
     "reshape_last": (
         IMAGE,
         lambda k, x: k.Reshape((64, 3))(k.ZeroPadding2D(1)(k.Conv2D(3, 3)(x))),
@@ -124,8 +207,13 @@ def test_all_int8_and_equal_to_the_prepared_model(keras, name):
     model = keras.Model(inputs, build(keras.layers, inputs))
     rng = np.random.default_rng(0)
     for layer in model.layers:
-        if "normalization" in layer.name:
-            layer.set_weights([rng.uniform(0.5, 2, w.shape) for w in layer.weights])
+        # Biases and statistics: a bias of zero vanishes in conversion.
+        layer.set_weights(
+            [
+                rng.uniform(0.5, 2, w.shape) if w.ndim == 1 else w
+                for w in layer.get_weights()
+            ]
+        )
     data = rng.normal(size=(32, *shape)).astype(np.float32)
     method = QuantizeAware(representative_dataset=data, strict=True)
     prepared = method.prepare(model)
@@ -138,7 +226,7 @@ def test_all_int8_and_equal_to_the_prepared_model(keras, name):
     step = file.subgraphs[0].tensors[file.subgraphs[0].operators[-1].inputs[0]].scale[0]
     with runner.Runner(content, num_workers=1) as run:
         got = run.run(data)
-    assert np.abs(got - expected).mean() < 0.02 * step
+    assert np.abs(got - expected).mean() < 0.04 * step
     # And both are close to the float model, but not equal to it.
     distance = np.abs(expected - np.asarray(model(data))).mean()
     assert 0.05 * step < distance < 2 * step

@@ -5,10 +5,10 @@
 
 With random weights and small images: prepare with calibration, finalize, convert, and
 list what stays float. Untrained, these networks multiply each difference from layer to
-layer, so the mean error of the file's output relative to the prepared model ("error", in
-steps) has two others beside it: that between LiteRT's own two sets of kernels ("kernels")
-and that of the prepared model relative to the float one ("rounding"). "spread" is how
-much the output differs between images.
+layer, so the mean error of the file's output relative to the prepared model, in steps
+("error"), has two others beside it: that between LiteRT's own two sets of kernels
+("kernels") and that of the prepared model relative to the float one ("rounding").
+"spread" is how much the output differs between images.
 """
 
 import argparse

@@ -57,8 +57,8 @@ def separable(build: Builder, call: Call) -> Value | None:
     if padding == "causal":
         size, rate = config["kernel_size"][0], config["dilation_rate"][0]
         pad = {"padding": ((size - 1) * rate, 0)}
-        shape = (x.shape[0], None, x.shape[2])
-        x = build.call(build.layer(spec, "pad", "ZeroPadding1D", pad), x, shape)
+        longer = (x.shape[0], None, x.shape[2])
+        x = build.call(build.layer(spec, "pad", "ZeroPadding1D", pad), x, longer)
         padding = "valid"
     depthwise = {
         key: config[key]
@@ -90,7 +90,7 @@ def separable(build: Builder, call: Call) -> Value | None:
         dict(zip(("kernel", "bias"), others, strict=False)),
     )
     shape = call.output.shape
-    channels = int(x.shape[-1] or 0) * config["depth_multiplier"]
+    channels = int((x.shape or (0,))[-1] or 0) * config["depth_multiplier"]
     inner = None if shape is None else (*shape[:-1], channels)
     return build.call(second, build.call(first, x, inner), shape)
 
@@ -116,9 +116,7 @@ def pooling_3d(build: Builder, call: Call) -> Value | None:
             "strides": one + tuple(config["strides"][axes]),
             "padding": config["padding"],
         }
-        return build.call(
-            build.layer(spec, part, kind, options), value, (after[0], *shape)
-        )
+        return build.call(build.layer(spec, part, kind, options), value, (None, *shape))
 
     x = _reshape(build, spec, "rows", x, (depth * height, width, channels))
     x = pool("width", slice(2, 3), x, (depth * height, width_2, channels))

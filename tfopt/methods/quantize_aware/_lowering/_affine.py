@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -105,10 +106,12 @@ def _factors(spec: LayerSpec) -> tuple[np.ndarray, np.ndarray] | None:
         if scale == 1 or offset == 0:
             return None
         return np.array(scale), np.array(offset)
-    weights = dict(zip(spec.weight_names, spec.weights or [], strict=True))
-    mean = np.ravel(weights.get("mean", config.get("mean"))).astype(np.float64)
-    variance = np.ravel(weights.get("variance", config.get("variance")))
-    deviation = np.maximum(np.sqrt(variance.astype(np.float64)), 1e-7)
+    weights: dict[str, Any] = {**config}
+    weights |= zip(spec.weight_names, spec.weights or [], strict=True)
+    mean, variance = (
+        np.ravel(weights[name]).astype(np.float64) for name in ("mean", "variance")
+    )
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
     if config.get("invert"):
         return deviation, mean
     return 1 / deviation, -mean / deviation

@@ -150,9 +150,9 @@ def _matmul(
 
 def _einsum_dense(build: Builder, unit: Unit) -> Value:
     spec, (given,), after = unit.call.layer, unit.call.inputs, _shape(unit.end.output)
-    kernel, *bias = spec.weights or []
-    plan = _einsum.plan(spec.config["equation"], _shape(given), kernel.shape)
-    kernel, bias = plan.matrices(kernel, *bias, bias_axes=spec.config.get("bias_axes"))
+    weights = spec.weights or []
+    plan = _einsum.plan(spec.config["equation"], _shape(given), weights[0].shape)
+    kernel, bias = plan.matrices(*weights, bias_axes=spec.config.get("bias_axes"))
     if unit.norm is not None:
         scale, shift = (
             plan.along_last(x) for x in _affine.of_batch_norm(unit.norm.layer)
@@ -230,20 +230,9 @@ def _conv_3d(build: Builder, unit: Unit) -> Value:
         ends = [missing // 2, missing - missing // 2]
         pads = [[0, 0], ends, [0, 0], [0, 0], [0, 0]]
         x = build.operation(spec, "pad", "pad", (x, pads), None)
-    seen = [
-        build.operation(
-            spec,
-            f"frame{first}",
-            "strided_slice",
-            (x, [0, first, 0, 0, 0], [0, first + (made - 1) * stride + 1, 0, 0, 0]),
-            None,
-            strides=[1, stride, 1, 1, 1],
-            begin_mask=0b11101,
-            end_mask=0b11101,
-        )
-        for first in range(size)
-    ]
-    stacked = build.operation(spec, "stacked", "concat", (seen, -1), None)
+    stacked = x
+    if size > 1 or stride > 1:
+        stacked = _stacked(build, spec, x, size, stride, made)
     flat = build.reshape(spec, "flat", stacked, (-1, rows, columns, size * channels))
     kernel, bias = _kernel_and_bias(unit)
     kernel = kernel.transpose(1, 2, 0, 3, 4)
@@ -257,6 +246,26 @@ def _conv_3d(build: Builder, unit: Unit) -> Value:
     layer = _weights.layer(build, unit.end.layer, spec, "Conv2D", options, kernel, bias)
     value = _finish(build, unit, build.call(layer, flat, (None, *after[2:])))
     return build.reshape(spec, "volume", value, (-1, *after[1:]))
+
+
+def _stacked(
+    build: Builder, spec: LayerSpec, x: Value, size: int, stride: int, made: int
+) -> Value:
+    """Returns, for each frame that is made, those that it is made of as channels."""
+    seen = [
+        build.operation(
+            spec,
+            f"frame{first}",
+            "strided_slice",
+            (x, [0, first, 0, 0, 0], [0, first + (made - 1) * stride + 1, 0, 0, 0]),
+            None,
+            strides=[1, stride, 1, 1, 1],
+            begin_mask=0b11101,
+            end_mask=0b11101,
+        )
+        for first in range(size)
+    ]
+    return build.operation(spec, "stacked", "concat", (seen, -1), None)
 
 
 _ROWS: Mapping[str, Callable[[Builder, Unit], Value]] = {
