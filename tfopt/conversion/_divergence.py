@@ -105,7 +105,9 @@ def explain(
     layers: Mapping[str, str],
 ) -> str:
     """Returns what `find` finds as a sentence; also if it finds nothing."""
-    if not _pairs(function, tflite_file.read(content).subgraphs[0]):
+    graph = tflite_file.read(content).subgraphs[0]
+    border = {*graph.inputs, *graph.outputs}
+    if not any(x.name for x in graph.tensors if x.index not in border):
         return "Without strip_debug_info=True, the message would name the first layer."
     try:
         divergence = find(function, content, batches, layers)
