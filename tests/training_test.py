@@ -115,4 +115,4 @@ def test_bad_methods(keras, call):
     with pytest.raises(ValueError, match="listed twice"):
         call(model, [method, method])
     with pytest.raises(TfoptError, match="Expected a Keras model"):
-        call("model.keras", [method])
+        call(3, [method])
