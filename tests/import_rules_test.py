@@ -98,8 +98,8 @@ RULES = {
     "micro": Rule("numpy", "", "types artifacts inspection tflite_file"),
     "inspection": Rule(
         "numpy",
-        "tensorflow",
-        "types artifacts report tflite_file savedmodel freezing _keras",
+        "tensorflow rich",
+        "types artifacts report tflite_file savedmodel freezing _keras analysis data",
     ),
     "analysis": Rule(
         "numpy",

@@ -52,3 +52,34 @@ def test_mistakes_are_one_line(flags, code, words):
     assert result.returncode == code
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_shows_what_each_layer_loses(tmp_path):
+    code = (
+        "import numpy as np, tensorflow as tf\n"
+        "model = tf.keras.Sequential([tf.keras.Input((6,)),\n"
+        "  tf.keras.layers.Dense(5, 'relu', name='first'),\n"
+        "  tf.keras.layers.Dense(3, name='second')])\n"
+        f"model.save({str(tmp_path / 'm.keras')!r})\n"
+        "x = np.random.default_rng(0).integers(0, 256, (64, 6), np.uint8)\n"
+        f"np.savez({str(tmp_path / 'd.npz')!r}, x_test=x, y_test=np.zeros(64, int))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    result = run_tool(
+        f"--model={tmp_path / 'm.keras'}",
+        f"--data={tmp_path / 'd.npz'}",
+        "--input_scale=0.0039",
+        "--sensitivity=int8",
+        f"--report={tmp_path / 'r.json'}",
+    )
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "r.json").read_text())["sensitivity"]
+    rows = content["tables"][0]["rows"]
+    assert {"first", "second"} <= set(rows)
+    assert "first" in result.stdout
+
+
+def test_sensitivity_needs_data(lite):
+    result = run_tool(f"--model={lite}", "--sensitivity=int8")
+    assert result.returncode == 2
+    assert "--data" in result.stderr
