@@ -61,8 +61,8 @@ class QuantizeAware(Method):
         packed: Store weights of 4 bits as int4, two in a byte, where LiteRT's kernels
             take them: Conv2D, DepthwiseConv2D and Dense. Only with `weight_bits=4`
             and `scheme="int8"`.
-        activation_bits: 8, or 16, which is `scheme="int16x8"`. LiteRT has no kernels
-            for fewer.
+        activation_bits: Of activations: 8, or 16, which is `scheme="int16x8"`;
+            LiteRT has no kernels for fewer.
         per_channel: Whether each output channel of a weight has a scale of its own.
             One scale per weight is for accelerators that need it; a layer followed
             by BatchNormalization cannot have that, nor other schemes than `"int8"`.
