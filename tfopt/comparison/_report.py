@@ -192,7 +192,7 @@ def _bars(judged: Sequence[Judged]) -> Iterator[Bars]:
                 unit="bytes",
                 notes={layer["name"]: _layer_note(layer) for layer in largest},
             )
-        shown = item.measurement.profile[:_BARS]
+        shown = [row for row in item.measurement.profile if row.time_us][:_BARS]
         if shown:
             yield Bars(
                 title=f"Time of {name}, operator by operator",
