@@ -168,7 +168,7 @@ def files(tmp_path_factory):
     strange.set_weights(teacher.get_weights())
     teacher.save(folder / "own.keras")
     strange.save(folder / "other.keras")
-    strange.save(folder / "other.weights.h5")
+    strange.save(folder / "other.h5")
     teacher.export(folder / "saved_model")
     (folder / "teacher.tflite").write_bytes(convert(teacher))
     return folder, teacher, strange
@@ -176,7 +176,8 @@ def files(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
 @pytest.mark.parametrize(
-    "kind", ["own.keras", "other.keras", "other", "saved_model", "teacher.tflite"]
+    "kind",
+    ["own.keras", "other.keras", "other.h5", "other", "saved_model", "teacher.tflite"],
 )
 def test_teachers_of_every_kind_say_the_same(keras, files, kind):
     folder, teacher, strange = files
