@@ -136,7 +136,7 @@ NETWORKS = {
     "layer_norm": (
         SERIES,
         lambda k, x: k.LayerNormalization()(x),
-        ["MEAN", "SUB", "L2_NORMALIZATION", "DEPTHWISE_CONV_2D"],
+        ["MEAN", "SUB", "L2_NORMALIZATION", "EXPAND_DIMS", "DEPTHWISE_CONV_2D"],
     ),
     "maximum": (
         IMAGE,

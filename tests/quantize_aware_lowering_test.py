@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import quantize_aware_networks as networks
 
+from tfopt import _keras, tflite_file
+from tfopt.conversion import convert
 from tfopt.methods.quantize_aware import QuantizeAware
 from tfopt.methods.quantize_aware._lowering import _einsum
 from tfopt.types import TfoptError
@@ -79,6 +81,38 @@ def test_what_has_no_kernel_is_listed_or_refused(keras, kind, build):
     assert len(entry["reason"]) > 10
     with pytest.raises(TfoptError, match=kind):
         QuantizeAware(strict=True).prepare(model)
+
+
+def test_series_of_free_length_are_int8(keras):
+    k = keras.layers
+    inputs = keras.Input((None, 4))
+    x = k.BatchNormalization()(k.Dense(5, activation="relu")(inputs))
+    x = k.Conv1D(6, 3, activation="swish")(x)
+    model = keras.Model(inputs, k.Dense(3)(k.GlobalAveragePooling1D()(x)))
+    for layer in model.layers:
+        layer.set_weights([w + 0.1 if w.ndim == 1 else w for w in layer.get_weights()])
+    data = np.random.default_rng(0).normal(size=(16, 12, 4)).astype(np.float32)
+    method = QuantizeAware(representative_dataset=data, strict=True)
+    final = method.finalize(method.prepare(model))
+    content = convert(final, quantization="int8", verify=False)
+    assert tflite_file.float_operators(tflite_file.read(content)) == []
+
+
+@pytest.mark.parametrize("name", ["exponential_units", "wave"])
+def test_split_and_lowered_models_survive_saving(keras, name, tmp_path):
+    network = networks.NETWORKS[name]
+    data = network.data(8)
+    method = QuantizeAware(representative_dataset=data)
+    prepared = method.prepare(network.model(keras))
+    final = method.finalize(prepared)
+    prepared.save(tmp_path / "prepared.keras")
+    final.save(tmp_path / "final.keras")
+    expected = np.asarray(final(data, training=False))
+    for again in (
+        _keras.load(tmp_path / "final.keras"),
+        method.finalize(_keras.load(tmp_path / "prepared.keras")),
+    ):
+        assert np.array_equal(np.asarray(again(data, training=False)), expected)
 
 
 def test_layer_norm_serves_weak_and_strong_inputs(keras):

@@ -78,9 +78,13 @@ def lowered(build: Builder, call: Call) -> Value | None:
     )
     if planes == sizes:
         return build.call(layer, x, x.shape)
-    config = {"target_shape": tuple(-1 if n is None else n for n in planes)}
+    if len(sizes) == 2:
+        rows = build.operation(spec, "rows", "expand_dims", (x, 1), (None, *planes))
+        value = build.call(layer, rows, rows.shape)
+        return build.operation(spec, "steps", "squeeze", (value, [1]), x.shape)
+    config = {"target_shape": planes}
     before = build.layer(spec, "planes", "Reshape", config)
-    config = {"target_shape": tuple(-1 if n is None else n for n in sizes)}
+    config = {"target_shape": sizes}
     after = build.layer(spec, "shaped", "Reshape", config)
     x_planes = build.call(before, x, (x.shape[0], *planes))
     value = build.call(layer, x_planes, x_planes.shape)

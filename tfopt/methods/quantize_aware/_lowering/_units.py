@@ -62,10 +62,13 @@ def _is_to_lower(call: Call) -> bool:
     if kind in ("EinsumDense", "Conv3D"):
         return True
     if kind == "Dense":
-        return shape is not None and len(shape) > 2 and None not in shape[1:]
+        # Of a free size, it is a convolution of size 1: reshapes would need the size.
+        return shape is not None and (
+            len(shape) in (3, 4) or (len(shape) > 4 and None not in shape[1:])
+        )
     rates = call.layer.config.get("dilation_rate", (1,))
     if kind in ("Conv1D", "DepthwiseConv1D"):
-        return rates[0] != 1
+        return rates[0] != 1 or (shape is not None and None in shape[1:])
     return kind in ("Conv2D", "DepthwiseConv2D") and tuple(rates) != (1, 1)
 
 
@@ -128,6 +131,9 @@ def _dense(build: Builder, unit: Unit) -> Value:
     (given,), after = unit.call.inputs, _shape(unit.end.output)
     spec = unit.call.layer
     kernel, bias = _kernel_and_bias(unit)
+    if None in _shape(given)[1:]:
+        options = {"strides": [1] * 4, "padding": "VALID", "dilations": [1] * 4}
+        return _convolved(build, unit, given, kernel[None, None], bias, options)
     flat = build.reshape(spec, "flat", given, (-1, kernel.shape[0]))
     value = _matmul(build, unit, flat, kernel, bias)
     return build.reshape(spec, "split", value, (-1, *after[1:]))
@@ -176,37 +182,49 @@ def _einsum_dense(build: Builder, unit: Unit) -> Value:
 
 
 def _dilated(build: Builder, unit: Unit) -> Value:
-    spec, (x,), after = unit.call.layer, unit.call.inputs, _shape(unit.end.output)
+    """Makes a convolution of one or two dimensions, one that TFLite knows as such."""
+    spec, (x,) = unit.call.layer, unit.call.inputs
     config = spec.config
     kernel, bias = _kernel_and_bias(unit)
     strides, rates = tuple(config["strides"]), tuple(config["dilation_rate"])
-    padding, one_dimensional = config["padding"], len(rates) == 1
+    padding = config["padding"]
     if padding == "causal":
         left = (config["kernel_size"][0] - 1) * rates[0]
         x = build.operation(spec, "pad", "pad", (x, [[0, 0], [left, 0], [0, 0]]), None)
         padding = "valid"
-    if one_dimensional:
-        x = build.operation(spec, "rows", "expand_dims", (x, 1), None)
+    if len(rates) == 1:
         kernel, strides, rates = kernel[None], (strides[0],) * 2, (1, *rates)
+    options = {
+        "strides": [1, *strides, 1],
+        "padding": padding.upper(),
+        "dilations": [1, *rates, 1],
+    }
+    return _convolved(build, unit, x, kernel, bias, options)
+
+
+def _convolved(
+    build: Builder,
+    unit: Unit,
+    x: Value,
+    kernel: np.ndarray,
+    bias: Any,
+    options: dict[str, Any],
+) -> Value:
+    """Calls TensorFlow's convolution; a series is an image of one row."""
+    spec, after = unit.call.layer, unit.end.output.shape
+    is_series = len(_shape(unit.call.inputs[0])) == 3
+    if is_series:
+        x = build.operation(spec, "rows", "expand_dims", (x, 1), None)
     weight = _weights.value(build, unit.end.layer, spec, kernel, x)
     depthwise = _base(spec).startswith("Depthwise")
     function = "raw_ops.DepthwiseConv2dNative" if depthwise else "raw_ops.Conv2D"
     value = build.operation(
-        spec,
-        "conv",
-        function,
-        (),
-        None,
-        input=x,
-        filter=weight,
-        strides=[1, *strides, 1],
-        padding=padding.upper(),
-        dilations=[1, *rates, 1],
+        spec, "conv", function, (), None, input=x, filter=weight, **options
     )
     if bias is not None:
         value = build.operation(spec, "bias", "nn.bias_add", (value, bias), None)
     value = _finish(build, unit, value)
-    if one_dimensional:
+    if is_series:
         value = build.operation(spec, "steps", "squeeze", (value, [1]), after)
     value.shape = after
     return value
