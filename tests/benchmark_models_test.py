@@ -271,6 +271,37 @@ def test_an_untried_litert_is_not_profiled(monkeypatch):
         _litert_profile._Library()
 
 
+def test_kernels_of_several_parts_keep_apart():
+    events = (_litert_profile._Event * 5)()
+    kinds = (_litert_profile._OPERATOR, _litert_profile._DELEGATE_PROFILED)
+    for event, (tag, kind, index) in zip(
+        events,
+        [
+            (b"A", kinds[1], 0),
+            (b"B", kinds[1], 1),
+            (b"TfLiteXNNPackDelegate", kinds[0], 9),
+            (b"PACK", kinds[0], 4),
+            (b"A", kinds[1], 0),
+        ],
+        strict=True,
+    ):
+        event.tag, event.event_type, event.event_metadata1 = tag, kind, index
+        event.elapsed_time_us = 3
+    found = [(event.name, event.place) for event in _litert_profile._operators(events)]
+    assert found == [("A", "0.0"), ("B", "0.1"), ("PACK", "4"), ("A", "1.0")]
+
+
+def test_outputs_of_computed_shape_are_profiled(testdata):
+    """LiteRT's C interface runs such a model once only."""
+    found = benchmark_models(
+        testdata / "basic_pitch/reference.tflite", **FAST, profile=True
+    )
+    row = found.measurements[0]
+    assert "first runs" in row.notes[0]
+    assert sum("Convolution" in item.op for item in row.profile) > 5
+    assert len({item.name for item in row.profile}) == len(row.profile)
+
+
 def test_the_parent_stays_free_of_tensorflow(models):
     """The tool measures .tflite files where TensorFlow can't be imported."""
     import subprocess

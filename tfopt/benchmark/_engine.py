@@ -42,8 +42,13 @@ class Engine(Protocol):
     def run_parallel(self, inputs: Arrays, calls: int) -> None:
         """Runs so many calls with all its workers; the outputs are thrown away."""
 
-    def profile(self, inputs: Arrays, runs: int) -> list[list[dict[str, Any]]]:
-        """Returns for each run the `name`, `op` and `time_us` of its operators."""
+    def profile(
+        self, inputs: Arrays, runs: int
+    ) -> tuple[list[list[dict[str, Any]]], str]:
+        """Returns what the operators take, and what is to be known about it.
+
+        For each run `name`, `op` and `time_us` of its operators.
+        """
 
     def close(self) -> None:
         """Frees what it holds."""

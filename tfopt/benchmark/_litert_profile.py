@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,21 @@ class Event:
     Attributes:
         name: A TFLite operator (`"SOFTMAX"`), or a kernel of XNNPACK
             (`"Convolution (NHWC, F32) IGEMM"`).
-        index: Its position in the file's subgraph, or within the delegate.
-        delegate: Whether it ran inside of a delegate.
+        index: Its position in the file's subgraph, or within the part of the graph
+            that a delegate runs.
+        part: Number of that part in order of execution; None outside of delegates.
         time_us: Whole microseconds.
     """
 
     name: str
     index: int
-    delegate: bool
+    part: int | None
     time_us: int
+
+    @property
+    def place(self) -> str:
+        """`"1.3"`: kernel 3 of the delegate's part 1; `"7"`: node 7 of the file."""
+        return str(self.index) if self.part is None else f"{self.part}.{self.index}"
 
 
 class _Layout(ctypes.Structure):
@@ -107,9 +113,9 @@ class ProfiledModel:
 
     Args:
         path: The file.
-        arrays: One array for each input of the signature, in its order, of the
-            file's own types; free axes get their sizes.
-        outputs: Shape and type of each output for these inputs.
+        inputs: One array for each input of the signature, by name, of the file's own
+            types; free axes get their sizes.
+        outputs: Shape and type of each output for these inputs, by name.
         signature_index: Position of the signature in the file.
         num_threads: Threads of the kernels.
 
@@ -121,8 +127,8 @@ class ProfiledModel:
     def __init__(
         self,
         path: str,
-        arrays: Sequence[np.ndarray],
-        outputs: Sequence[tuple[tuple[int, ...], np.dtype]],
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
         *,
         signature_index: int = 0,
         num_threads: int = 1,
@@ -133,6 +139,9 @@ class ProfiledModel:
         call = self._library.call
         environment = call("CreateEnvironment", 0, None, result=True)
         model = call("CreateModelFromFile", environment, path.encode(), result=True)
+        signature = call("GetModelSignature", model, self._signature, result=True)
+        arrays = [inputs[name] for name in self._names(signature, "Input", inputs)]
+        kinds = [outputs[name] for name in self._names(signature, "Output", outputs)]
         self._compiled = call(
             "CreateCompiledModel",
             environment,
@@ -153,7 +162,7 @@ class ProfiledModel:
                 ctypes.c_size_t(array.ndim),
             )
         self._inputs = self._buffers([(a.shape, a.dtype) for a in arrays], arrays)
-        self._outputs = self._buffers(outputs, [None] * len(outputs))
+        self._outputs = self._buffers(kinds, [None] * len(kinds))
         self._profiler = call("CompiledModelGetProfiler", self._compiled, result=True)
 
     def run(self) -> None:
@@ -189,6 +198,31 @@ class ProfiledModel:
             yield
         finally:
             self._library.call("StopProfiler", self._profiler)
+
+    def _names(
+        self, signature: Any, side: str, given: Mapping[str, object]
+    ) -> list[str]:
+        """Returns the names of inputs or outputs in the order of the C interface."""
+        call = self._library.call
+        number = call(f"GetNumSignature{side}s", signature, result=ctypes.c_size_t)
+        names = []
+        for index in range(number.value):
+            name = call(
+                f"GetSignature{side}Name",
+                signature,
+                ctypes.c_size_t(index),
+                result=ctypes.c_char_p,
+            )
+            names.append((name.value or b"").decode())
+        if set(names) == set(given):
+            return names
+        # A file without signatures: the order is that of the subgraph.
+        if len(names) == len(given):
+            return list(given)
+        raise TfoptError(
+            f"Cannot profile this model. Expected the {side.lower()}s {list(given)}. "
+            f"Received: {names}"
+        )
 
     def _options(self, num_threads: int) -> Any:
         call = self._library.call
@@ -281,13 +315,17 @@ def _operators(events: Sequence[_Event]) -> Iterator[Event]:
     """Yields the operators; a delegate's kernels instead of the delegate."""
     found = [(event, event.tag.decode(errors="replace")) for event in events]
     has_kernels = any(event.event_type & _DELEGATE_PROFILED for event, _ in found)
+    part, last = -1, 0
     for event, tag in found:
-        delegate = bool(event.event_type & (_DELEGATE_OPERATOR | _DELEGATE_PROFILED))
-        if not delegate and event.event_type != _OPERATOR:
-            continue
-        if has_kernels and not delegate and re.search("delegate", tag, re.IGNORECASE):
-            continue
-        yield Event(tag, event.event_metadata1, delegate, event.elapsed_time_us)
+        index = event.event_metadata1
+        if event.event_type & (_DELEGATE_OPERATOR | _DELEGATE_PROFILED):
+            # Each part counts its kernels from 0.
+            part, last = part + (part < 0 or index <= last), index
+            yield Event(tag, index, part, event.elapsed_time_us)
+        elif event.event_type == _OPERATOR and not (
+            has_kernels and re.search("delegate", tag, re.IGNORECASE)
+        ):
+            yield Event(tag, index, None, event.elapsed_time_us)
 
 
 def _tensor_type(shape: tuple[int, ...], dtype: np.dtype) -> _TensorType:

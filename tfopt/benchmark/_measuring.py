@@ -314,8 +314,9 @@ def _finish(
     candidate.known |= candidate.call("memory")
     if profile:
         try:
-            runs = candidate.call("profile", runs=_PROFILE_RUNS)
-            candidate.known["profile"] = mean_profile(runs)
+            found = candidate.call("profile", runs=_PROFILE_RUNS)
+            candidate.known["profile"] = mean_profile(found["runs"])
+            candidate.known["notes"] = tuple(filter(None, [found["note"]]))
         except TfoptError as error:  # what was measured before stays
             candidate.known["notes"] = (f"No profile: {error}",)
     if finish is not None and candidate.process is not None:

@@ -17,7 +17,8 @@ class OpTime:
     """What one operator takes.
 
     Attributes:
-        name: Its position or name in the model.
+        name: Its name in a graph; in a `.tflite` file its number, or `"1.3"` for
+            kernel 3 in the second part of the graph that a delegate runs.
         op: What it does, such as `"Convolution (NHWC, F32) IGEMM"` or `"Conv2D"`.
         time_us: Mean microseconds of a run.
         share: Its part of the sum over all operators.

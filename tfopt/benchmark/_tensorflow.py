@@ -94,7 +94,9 @@ class TensorFlowEngine:
         workers = self.config["num_workers"]
         _engine.in_threads(lambda: self.run(inputs), calls, workers)
 
-    def profile(self, inputs: _engine.Arrays, runs: int) -> list[list[dict[str, Any]]]:
+    def profile(
+        self, inputs: _engine.Arrays, runs: int
+    ) -> tuple[list[list[dict[str, Any]]], str]:
         """Runs the frozen graph in a session that traces its operations.
 
         The times are those of `RunMetadata.step_stats` at full trace: wall-clock times
@@ -118,7 +120,7 @@ class TensorFlowEngine:
                 metadata = v1.RunMetadata()
                 run.run(fetches, feed, options=options, run_metadata=metadata)
                 found.append(_node_times(metadata.step_stats))
-        return found
+        return found, ""
 
     def close(self) -> None:
         """Does nothing: the process that holds the model ends."""
@@ -294,7 +296,6 @@ def _node_times(step_stats: Any) -> list[dict[str, Any]]:
                 {
                     "name": node.node_name,
                     "op": op,
-                    "delegate": False,
                     "time_us": (node.op_end_rel_nanos - node.op_start_rel_nanos) / 1e3,
                 }
             )

@@ -151,9 +151,10 @@ class Worker:
             np.save(pathlib.Path(output) / f"{index}.npy", values)
         return list(outputs)
 
-    def profile(self, *, runs: int) -> list[list[dict[str, Any]]]:
-        """Returns for each run what its operators took."""
-        return self._engine.profile(self._inputs, runs)
+    def profile(self, *, runs: int) -> dict[str, Any]:
+        """Returns for each run what its operators took, and a note about it."""
+        found, note = self._engine.profile(self._inputs, runs)
+        return {"runs": found, "note": note}
 
     def call(self, *, target: str, arguments: Mapping[str, Any]) -> Any:
         """Calls `module:function`."""
