@@ -13,7 +13,7 @@ def subclassed_blocks(keras):
         def __init__(self, filters, **options):
             super().__init__(**options)
             self.conv = layers.Conv2D(filters, 3, padding="same")
-            self.norm = layers.BatchNormalization()
+            self.norm = layers.BatchNormalization(name=f"{self.name}_norm")
             self.drop = layers.Dropout(0.25)
 
         def call(self, inputs, training=None):
@@ -68,7 +68,7 @@ def functional_operations(keras):
     """Raw operations where the Keras takes them, and `keras.ops`."""
     inputs = keras.Input(SHAPE)
     x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
-    if keras.__name__ == "keras":
+    if hasattr(keras, "ops"):
         x = keras.ops.relu(x * 2.0)
         x = keras.ops.mean(x, axis=[1, 2]) - keras.ops.max(x, axis=[1, 2])
     else:

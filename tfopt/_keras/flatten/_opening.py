@@ -80,7 +80,10 @@ def opened(layer: Any, run: Callable[[], Any]) -> Opened:
     """
     keras = _keras.module_of(layer)
     variables = own_variables(layer)
-    stand_ins = [symbolic(keras, tuple(x.shape), x.dtype) for x in variables]
+    stand_ins = [
+        symbolic(keras, tuple(x.shape), operations.dtype_in_call(layer, x))
+        for x in variables
+    ]
     stood_for = list(zip(variables, stand_ins, strict=True))
     with (
         _standing_in(layer, stood_for),

@@ -27,12 +27,15 @@ from tfopt.types import TfoptError
 
 __all__ = [
     "Classes",
+    "allowed",
     "bound",
     "call_of",
     "call_of_layer",
     "call_of_variable",
     "canonical_kind",
     "classes",
+    "dtype_in_call",
+    "find",
     "function_name",
     "is_operation",
     "name_of",
@@ -42,6 +45,8 @@ __all__ = [
 ]
 
 name_of = _names.name_of
+allowed = _names.allowed
+find = _names.find
 
 
 def operation_config(
@@ -160,12 +165,8 @@ def call_of_variable(layer: Any, variable: Any, anchor: Value, prefix: str) -> C
     name = variable.name.split(":", 1)[0].rsplit("/", 1)[-1]
     keras = _keras.module_of(layer)
     shape = tuple(int(size) for size in variable.shape)
-    policy = layer.compute_dtype
-    dtype = tf.as_dtype(variable.dtype).name
-    if policy != dtype and tf.as_dtype(dtype).is_floating:
-        policy = f"mixed_{policy}"
-    else:
-        policy = dtype
+    dtype, own = dtype_in_call(layer, variable), tf.as_dtype(variable.dtype).name
+    policy = own if dtype == own else f"mixed_{dtype}"
     config = {
         "name": name,
         "dtype": policy,
@@ -176,9 +177,16 @@ def call_of_variable(layer: Any, variable: Any, anchor: Value, prefix: str) -> C
     array = np.asarray(tf.convert_to_tensor(variable))
     cls = classes(keras).Weight
     spec = LayerSpec(cls, config, prefix + name, [array], [name])
-    value = Value(shape, tf.as_dtype(policy.removeprefix("mixed_")).name)
+    value = Value(shape, dtype)
     value.producer = Call(spec, (anchor,), {}, [value])
     return value.producer
+
+
+def dtype_in_call(layer: Any, variable: Any) -> str:
+    """Returns the dtype that a layer's own variable has while its `call` runs."""
+    dtype = tf.as_dtype(variable.dtype)
+    computes = tf.as_dtype(layer.compute_dtype or dtype)
+    return (computes if dtype.is_floating and computes.is_floating else dtype).name
 
 
 def recorded(function: str, args: Any, kwargs: Any, is_tensor: Any) -> Any:

@@ -156,7 +156,8 @@ def bound(call: Call) -> dict[str, Any]:
         given.apply_defaults()
         return {**dict(list(given.arguments.items())[1:]), **_options(spec)}
     if spec.cls.__name__ != "Operation":
-        return {**call.kwargs, **dict(enumerate(call.args))}  # type: ignore[dict-item]
+        named = {str(place): thing for place, thing in enumerate(call.args)}
+        return {**named, **call.kwargs}
     tensors = call.inputs
     args = _arguments.decode(spec.config["arguments"], tensors)
     kwargs = {

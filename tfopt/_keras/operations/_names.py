@@ -148,7 +148,7 @@ def function_of(name: str) -> Callable[..., Any]:
     Raises:
         TfoptError: The name isn't one that an operation may have.
     """
-    found = _find(name) if isinstance(name, str) and name in allowed() else None
+    found = find(name) if isinstance(name, str) and name in allowed() else None
     if found is None:
         raise TfoptError(
             "Expected the name of a TensorFlow function without state or side "
@@ -167,7 +167,8 @@ def name_of(function: Any) -> str | None:
     return _raw_by_code().get(code)
 
 
-def _find(name: str) -> Callable[..., Any] | None:
+def find(name: str) -> Callable[..., Any] | None:
+    """Returns what TensorFlow has under a name, whether it is allowed or not."""
     found: Any = tf
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -185,11 +186,11 @@ def _by_identity() -> dict[int, str]:
     found: dict[int, str] = {}
     # Short names last so that they win over compat.v1's for the same function.
     for name in sorted(allowed(), key=lambda name: (name.startswith(_V1), name)):
-        function = _find(name)
+        function = find(name)
         if function is not None and not name.startswith("raw_ops."):
             found.setdefault(id(function), _ALIASES.get(name, name))
     for name in sorted(allowed(), key=lambda name: (name.startswith(_V1), name)):
-        function = _find(name)
+        function = find(name)
         if function is not None and not name.startswith("raw_ops."):
             for inner in _unwrapped(function):
                 found.setdefault(id(inner), _ALIASES.get(name, name))
@@ -201,7 +202,7 @@ def _raw_by_code() -> dict[Any, str]:
     # Functions of tf.raw_ops wrap copies of the functions that other code calls.
     found = {}
     for name in _RAW.split():
-        function = _find(f"raw_ops.{name}")
+        function = find(f"raw_ops.{name}")
         for inner in _unwrapped(inspect.unwrap(function) if function else None):
             if hasattr(inner, "__code__"):
                 found[inner.__code__] = f"raw_ops.{name}"

@@ -214,14 +214,13 @@ def _matmul(build: Builder, call: Call) -> Value | None:
     """Turns a product with a matrix of weights into a Dense layer."""
     given = operations.bound(call)
     x, y = _pair(call)
-    flags = ("transpose_a", "adjoint_a", "adj_x", "a_is_sparse", "b_is_sparse")
-    if any(given.get(flag) for flag in flags) or not isinstance(x, Value):
+    turned = ("transpose_a", "adjoint_a", "adj_x", "a_is_sparse", "b_is_sparse")
+    if any(given.get(flag) for flag in turned) or not isinstance(x, Value):
         return None
     kernel, trainable = _weight(y)
     if kernel is None or kernel.ndim != 2 or not _is_float(x):
         return None
-    flags = ("transpose_b", "adjoint_b", "adj_y")
-    if any(given.get(flag) for flag in flags):
+    if any(given.get(flag) for flag in ("transpose_b", "adjoint_b", "adj_y")):
         if trainable:
             return None
         kernel = kernel.T
