@@ -53,10 +53,11 @@ def _mobile():
     return keras.Model(inputs, layers.Dense(10)(x))
 
 
-def _variants(build):
+def _variants(build, trackings):
     model = build()
     yield "float", model
-    yield "QuantizeAware", QuantizeAware().prepare(model)
+    for tracking in trackings:
+        yield tracking, QuantizeAware(range_tracking=tracking).prepare(model)
     legacy = keras.__name__.startswith("tf_keras") or "tf_keras" in model.__module__
     if legacy and importlib.util.find_spec("tensorflow_model_optimization"):
         from tensorflow_model_optimization.quantization.keras import quantize_model
@@ -86,6 +87,9 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="steps of one block")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--network", choices=("quickstart", "mobile"))
+    parser.add_argument(
+        "--range_tracking", nargs="+", default=["ema"], help="each is a variant"
+    )
     parser.add_argument("--jit", action="store_true", help="jit_compile=True")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -93,7 +97,10 @@ def main():
     y = rng.integers(0, 10, len(x))
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(args.batch_size).cache()
     build = _mobile if args.network == "mobile" else _quickstart
-    trainers = {n: _trainer(model, args, data) for n, model in _variants(build)}
+    trainers = {
+        n: _trainer(model, args, data)
+        for n, model in _variants(build, args.range_tracking)
+    }
     for block in trainers.values():
         block()
     times = {name: [] for name in trainers}
