@@ -109,22 +109,26 @@ def _softsign(build: Builder, spec: LayerSpec, x: Value) -> Value:
     return build.operation(spec, "ratio", "math.divide", (x, divisor), x.shape)
 
 
-def _elu(build: Builder, spec: LayerSpec, x: Value, alpha: float = 1.0) -> Value:
-    """Returns `max(x, 0) + (exp(min(x, 0)) - 1)`, its negative part times alpha.
+def _elu(
+    build: Builder, spec: LayerSpec, x: Value, alpha: float = 1.0, scale: float = 1.0
+) -> Value:
+    """Returns `scale * (max(x, 0) + alpha * (exp(min(x, 0)) - 1))`.
 
     Where LiteRT has an int8 ELU, TensorFlow 2.21's converter does not use it.
     """
     positive, negative = _parts(build, spec, x)
     power = _activation(build, spec, "exponential", negative)
+    if scale * alpha != 1:
+        power = _rescale(build, spec, "weighted", power, scale=scale * alpha)
+    if scale != 1:
+        positive = _rescale(build, spec, "scaled", positive, scale=scale)
     total = _join(build, spec, "sum", "Add", positive, power)
-    value = _rescale(build, spec, "moved", total, offset=-1.0)
-    return value if alpha == 1 else _leaky(build, spec, value, alpha)
+    return _rescale(build, spec, "moved", total, offset=-scale * alpha)
 
 
 def _selu(build: Builder, spec: LayerSpec, x: Value) -> Value:
     # Constants of Klambauer et al., Self-Normalizing Neural Networks, NIPS 2017.
-    value = _elu(build, spec, x, 1.6732632423543772)
-    return _rescale(build, spec, "scaled", value, scale=1.0507009873554805)
+    return _elu(build, spec, x, 1.6732632423543772, 1.0507009873554805)
 
 
 def _softplus(build: Builder, spec: LayerSpec, x: Value) -> Value:
