@@ -76,19 +76,35 @@ def test_trains_converts_and_agrees(keras, name):
 
     inputs = network.data(EXAMPLES)
     expected = tf.nest.flatten(prepared(inputs, training=False))
-    for y, wanted in zip(*aligned(content, inputs, expected), strict=True):
-        got, step = y
-        wanted = np.asarray(wanted)
-        step = step or np.ptp(wanted) / 255
-        assert np.abs(got - wanted).mean() <= step
-        assert np.mean(got.argmax(-1) == wanted.argmax(-1)) >= 0.995
+    assert agrees(content, inputs, expected)
 
 
-def aligned(content, inputs, expected):
-    """Pairs outputs of a file, which have names, with a model's, by their shapes."""
+def agrees(content, inputs, expected):
+    """Whether a file has the outputs of a prepared model, within the promises."""
     if isinstance(inputs, list):
         inputs = {f"in{number}": value for number, value in enumerate(inputs)}
     got, steps = outputs_and_steps(content, inputs)
     values = list(got.values()) if isinstance(got, dict) else [got]
     by_shape = {np.shape(y): (y, s) for y, s in zip(values, steps, strict=True)}
-    return [by_shape[tuple(y.shape)] for y in expected], expected
+    verdicts = []
+    for wanted in map(np.asarray, expected):
+        value, step = by_shape[wanted.shape]
+        error = np.abs(value - wanted).mean() / (step or np.ptp(wanted) / 255)
+        same = np.mean(value.argmax(-1) == wanted.argmax(-1))
+        verdicts.append(error <= 1 and same >= 0.995)
+    return all(verdicts)
+
+
+def test_agreement_notices_a_wrong_weight(keras):
+    """Negative control of the test above."""
+    network = networks.NETWORKS["siamese"]
+    prepared, method = trained(keras, network, network.model(keras))
+    inputs = network.data(EXAMPLES)
+    expected = tf.nest.flatten(prepared(inputs, training=False))
+    final = method.finalize(prepared)
+    layer = [layer for layer in final.layers if layer.weights][-1]
+    kernel, *rest = layer.get_weights()
+    kernel[..., 1] = -kernel[..., 1]
+    layer.set_weights([kernel, *rest])
+    content = convert(final, quantization="int8", verify=False)
+    assert not agrees(content, inputs, expected)
