@@ -66,8 +66,10 @@ def operation_config(
 
     Example:
         >>> config, tensors = operation_config(
-        ...     "raw_ops.AddV2", (), {"x": x, "y": np.float32(1.0)},
-        ...     lambda thing: thing is x)
+        ...     "raw_ops.AddV2", (), {"x": "a tensor", "y": 1.0},
+        ...     lambda thing: thing == "a tensor")
+        >>> config["keywords"]
+        {'x': {'tensor': 0}, 'y': 1.0}
     """
     tensors: list[Any] = []
     _names.function_of(function)

@@ -130,7 +130,9 @@ def canonical_kind(spec: LayerSpec) -> str | None:
         The word; `None` for layers.
 
     Example:
-        >>> canonical_kind(call.layer)
+        >>> from tfopt import _keras
+        >>> cls = _keras.operations.classes(_keras.preferred()).Operation
+        >>> canonical_kind(LayerSpec(cls, {"function": "raw_ops.Relu"}, "path"))
         'relu'
     """
     if not is_operation(spec):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tfopt import _keras
-from tfopt._keras import fake_quantize, variables
+from tfopt._keras import fake_quantize, operations, variables
 from tfopt._keras.flatten import Graph, flatten, to_model
 from tfopt.methods._base import Method
 from tfopt.methods.quantize_aware import _arguments, _rewrite
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 # Makes saved models load with Keras's own `load_model` too.
 fake_quantize.classes(_keras.preferred())
+operations.classes(_keras.preferred())
 
 
 class QuantizeAware(Method):
@@ -101,7 +102,8 @@ class QuantizeAware(Method):
             (the names of the models it is in, and its own), its `kind`, its
             `treatment` and, for float layers, the `reason`. Treatments are the scheme
             such as `"int8"`, `"fused"` (into the layer before), `"same_scale"` (moves
-            quantized values), `"identity"` (gone in inference) and `"float"`.
+            quantized values), `"identity"` (gone in inference), `"constant"` (a
+            variable that operations take) and `"float"`.
 
     Raises:
         ValueError: An argument is out of range, or doesn't go with another one.
@@ -166,8 +168,13 @@ class QuantizeAware(Method):
         """Returns a copy of a model that trains with int8 rounding.
 
         Args:
-            model: Built Sequential or Functional model of Keras 3 (on TensorFlow) or
-                tf_keras; models nested in it are inlined. It is not changed.
+            model: Built model of Keras 3 (on TensorFlow) or tf_keras, which is not
+                changed. Models nested in it are inlined. Code is opened: a subclassed
+                model, custom layers that hold layers and attention layers become the
+                layers, `keras.ops` and `tf.*` functions that their `call` runs in
+                inference, so of `if training:` the other branch is taken; Dropout,
+                BatchNormalization and custom layers without layers inside whose
+                `call` takes `training` behave in training as ever.
 
         Returns:
             Functional model of the same Keras, uncompiled, with the same inputs,
@@ -176,8 +183,9 @@ class QuantizeAware(Method):
 
         Raises:
             ValueError: A pattern of `include` or `exclude` matches no layer.
-            TfoptError: The model is subclassed, prepared already, has nothing that
-                can be quantized, or, with `strict`, something that cannot.
+            TfoptError: The model's code cannot be opened, it is prepared already, has
+                nothing that can be quantized, or, with `strict`, something that
+                cannot.
         """
         graph = flatten(model)
         if _rewrite.is_prepared(graph):

@@ -14,7 +14,8 @@ class LayerReport:
         path: Names from the outermost model inwards.
         kind: Class name of the layer.
         treatment: `"int8"`, `"fused"` into the layer before it, `"same_scale"` (it
-            moves quantized values), `"identity"` (gone in inference), or `"float"`.
+            moves quantized values), `"identity"` (gone in inference), `"constant"`
+            (a variable that operations take), or `"float"`.
         reason: Why a layer stays float, else `""`.
         is_left_over: Whether it stays float without having been excluded.
     """
