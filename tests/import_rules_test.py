@@ -83,7 +83,8 @@ RULES = {
     "conversion": Rule(
         "numpy tensorflow ai_edge_litert",
         "",
-        "types artifacts affine tflite_file runner savedmodel freezing _keras",
+        "types artifacts affine tflite_file runner savedmodel freezing data inspection"
+        " micro _keras",
     ),
     "finetuning": Rule(
         "numpy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt._keras import foreign, inference, layer_names
-from tfopt.conversion import _errors
+from tfopt.conversion import _errors, _graphs
+from tfopt.conversion._graphs import DEFAULT_KEY
 from tfopt.types import ConversionError, TfoptError
 
-DEFAULT_KEY = "serving_default"
+Shapes = Mapping[str, Sequence[int | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Source:
         signature_key: Key for the file.
         owner: The model; kept because functions refer to variables weakly.
         layers: Node of the function's graph -> layer of the Keras model that made it.
+        reference: Runs the model as TensorFlow loads it, where `function` is a form
+            of it that was frozen before.
     """
 
     function: Any
@@ -40,6 +43,7 @@ class Source:
     signature_key: str
     owner: Any
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reference: _graphs.Run | None = None
 
     @property
     def specs(self) -> dict[str, tf.TensorSpec]:
@@ -49,6 +53,8 @@ class Source:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs for one batch, both by name."""
+        if self.reference is not None:
+            return self.reference(inputs)
         tensors = [
             tf.constant(inputs[name], spec.dtype) for name, spec in self.specs.items()
         ]
@@ -59,40 +65,72 @@ class Source:
         }
 
 
-def open_source(model: Any, signature_key: str | None) -> Source:
+def open_source(
+    model: Any,
+    signature_key: str | None = None,
+    *,
+    tags: Collection[str] | None = None,
+    input_arrays: Sequence[str] = (),
+    output_arrays: Sequence[str] = (),
+    input_shapes: Shapes | None = None,
+) -> Source:
     """Traces a model for inference.
 
     Args:
-        model: A Keras model, a `tf.function`, a concrete function, or the path of a
-            SavedModel directory, `.keras` or `.h5` file.
+        model: A Keras model, a `tf.function`, a concrete function, a frozen GraphDef or
+            `tf.Graph`, or the path of a SavedModel directory, `.keras`, `.h5`, `.pb` or
+            `.pbtxt` file.
         signature_key: Which signature of a SavedModel; for other models, the key
             that the file gets.
+        tags: Tag set of a SavedModel's graph.
+        input_arrays: Inputs of a graph, by default its placeholders.
+        output_arrays: Outputs of a graph, by default the one that is clear.
+        input_shapes: Shapes of inputs, by name, in place of the model's freer ones.
 
     Raises:
         ValueError: The kind of model is not one of these, its inputs are not known,
-            or there is no such signature.
+            there is no such signature, or an option is for another kind.
         ConversionError: The model cannot be traced.
     """
+    shapes = dict(input_shapes or {})
+    is_graph = _graphs.is_graph(model)
+    if not is_graph and (input_arrays or output_arrays):
+        raise ValueError(
+            "`input_arrays` and `output_arrays` are for graphs; other models have "
+            f"inputs and outputs of their own. Received: {list(input_arrays)} and "
+            f"{list(output_arrays)} for {_kind(model)}"
+        )
+    if is_graph:
+        found = _graphs.read_graph(model, input_arrays, output_arrays)
+        return _from_graph(*found, signature_key or DEFAULT_KEY, shapes)
     if isinstance(model, (str, os.PathLike)):
         with foreign.plain(pathlib.Path(model)) as path:
             if path.is_dir():
-                return _from_saved_model(path, signature_key)
+                return _from_saved_model(path, signature_key, tags, shapes)
             model = _keras.load(path)
+    if tags is not None:
+        raise ValueError(
+            f"Only a SavedModel has tags. Received: {tags!r} for {_kind(model)}"
+        )
     key = signature_key or DEFAULT_KEY
     if _keras.is_model(model):
-        return _from_keras(model, key)
+        return _from_keras(model, key, shapes)
     if hasattr(model, "structured_input_signature"):
-        return _from_concrete_function(model, key, model)
+        return _from_concrete_function(model, key, model, shapes)
     if hasattr(model, "get_concrete_function"):
-        return _from_concrete_function(_only_trace(model), key, model)
+        return _from_concrete_function(_only_trace(model), key, model, shapes)
     raise ValueError(
         "Cannot convert this kind of model. Expected a Keras model, a tf.function, a "
-        "concrete function, or the path of a SavedModel directory, `.keras` or `.h5` "
-        f"file. Received: {type(model).__module__}.{type(model).__name__}"
+        "concrete function, a GraphDef, or the path of a SavedModel directory, "
+        f"`.keras`, `.h5`, `.pb` or `.pbtxt` file. Received: {_kind(model)}"
     )
 
 
-def _from_keras(model: Any, key: str) -> Source:
+def _kind(model: Any) -> str:
+    return f"{type(model).__module__}.{type(model).__name__}"
+
+
+def _from_keras(model: Any, key: str, shapes: Shapes) -> Source:
     call = inference.inference_call(model)
     return _trace(
         call.function,
@@ -101,10 +139,13 @@ def _from_keras(model: Any, key: str) -> Source:
         call.output_names,
         key=key,
         owner=model,
+        shapes=shapes,
     )
 
 
-def _from_concrete_function(function: Any, key: str, owner: Any) -> Source:
+def _from_concrete_function(
+    function: Any, key: str, owner: Any, shapes: Shapes
+) -> Source:
     args, kwargs = function.structured_input_signature
     leaves = tf.nest.flatten((args, kwargs))
     is_tensor = [isinstance(leaf, tf.TypeSpec) for leaf in leaves]
@@ -122,7 +163,34 @@ def _from_concrete_function(function: Any, key: str, owner: Any) -> Source:
         return function(*args_, **kwargs_)
 
     names = [spec.name for spec in specs]
-    return _trace(call, tuple(specs), names, (), key=key, owner=(function, owner))
+    return _trace(
+        call, tuple(specs), names, (), key=key, owner=(function, owner), shapes=shapes
+    )
+
+
+def _from_graph(
+    graph: Any,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    key: str,
+    shapes: Shapes,
+) -> Source:
+    _check_names(inputs, shapes)
+    _graphs.set_shapes(graph, inputs, shapes)
+    function = _graphs.imported(graph, [*inputs.values()], [*outputs.values()])
+    specs = tuple(
+        tf.TensorSpec(tensor.shape, tensor.dtype, name)
+        for name, tensor in zip(inputs, function.inputs, strict=True)
+    )
+    return _trace(
+        lambda *tensors: list(tf.nest.flatten(function(*tensors))),
+        specs,
+        list(inputs),
+        list(outputs),
+        key=key,
+        owner=function,
+        shapes={},
+    )
 
 
 def _only_trace(function: Any) -> Any:
@@ -145,25 +213,27 @@ def _cannot_trace(error: Exception) -> ConversionError:
     )
 
 
-def _from_saved_model(path: pathlib.Path, signature_key: str | None) -> Source:
+def _from_saved_model(
+    path: pathlib.Path,
+    signature_key: str | None,
+    tags: Collection[str] | None,
+    shapes: Shapes,
+) -> Source:
+    keys = _graphs.signature_keys(path, tags)
+    key = _graphs.chosen_key(path, keys, signature_key)
     try:
-        loaded = tf.saved_model.load(os.fspath(path))
-    except Exception as error:
-        raise TfoptError(
-            "Cannot load the SavedModel. Expected a directory with `saved_model.pb` "
-            f"and its variables. Received: {os.fspath(path)!r} "
-            f"({_errors.condense(error)})"
-        ) from error
-    signatures = dict(loaded.signatures)
-    key = signature_key
-    if key is None:
-        key = next(iter(signatures)) if len(signatures) == 1 else DEFAULT_KEY
-    if key not in signatures:
-        raise ValueError(
-            f"No such signature in {os.fspath(path)!r}. Expected `signature_key` to "
-            f"be one of {sorted(signatures)}. Received: signature_key={key!r}"
-        )
-    return _from_concrete_function(signatures[key], key, loaded)
+        found = _graphs.frozen_signature(path, key, tags)
+    except TfoptError:
+        found = None  # TensorFlow's own way says why, or manages
+    if found is None:
+        function = _graphs.loaded(path, tags, key)
+        return _from_concrete_function(function, key, function.tfopt_owner, shapes)
+    source = _from_graph(*found, key, shapes)
+    try:
+        reference = _graphs.runner(_graphs.loaded(path, tags, key))
+    except TfoptError:
+        return source  # of a kind that only sessions can run
+    return dataclasses.replace(source, reference=reference)
 
 
 def _trace(
@@ -174,8 +244,22 @@ def _trace(
     *,
     key: str,
     owner: Any,
+    shapes: Shapes,
 ) -> Source:
     leaves = tf.nest.flatten(arguments)
+    names = _unique(
+        [
+            path if path is not None else name
+            for path, name in zip(
+                _leaf_names(_single(arguments)), input_names, strict=True
+            )
+        ],
+        "input",
+    )
+    _check_names(names, shapes)
+    leaves = [
+        _narrowed(leaf, name, shapes) for leaf, name in zip(leaves, names, strict=True)
+    ]
     _check_specs(leaves)
     specs = [
         tf.TensorSpec(leaf.shape, leaf.dtype, f"input_{position}")
@@ -209,15 +293,7 @@ def _trace(
     own = output_names if len(output_names) == len(paths) else [None] * len(paths)
     return Source(
         function=function,
-        input_names=_unique(
-            [
-                path if path is not None else name
-                for path, name in zip(
-                    _leaf_names(_single(arguments)), input_names, strict=True
-                )
-            ],
-            "input",
-        ),
+        input_names=names,
         output_names=_unique(
             [path or name for path, name in zip(paths, own, strict=True)], "output"
         ),
@@ -225,6 +301,28 @@ def _trace(
         owner=owner,
         layers=layers,
     )
+
+
+def _check_names(names: Collection[str], shapes: Shapes) -> None:
+    unknown = sorted({*shapes} - {*names})
+    if unknown:
+        raise ValueError(
+            f"There are no such inputs. Expected some of {list(names)}. "
+            f"Received: input_shapes={dict(shapes)}"
+        )
+
+
+def _narrowed(spec: Any, name: str, shapes: Shapes) -> Any:
+    """Returns a spec with the shape that was asked for."""
+    if name not in shapes:
+        return spec
+    shape = tf.TensorShape(shapes[name])
+    if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_compatible_with(shape):
+        raise ValueError(
+            f"The shape does not fit the model's input {name!r}, which is {spec}. "
+            f"Received: input_shapes={dict(shapes)}"
+        )
+    return tf.TensorSpec(shape, spec.dtype, spec.name)
 
 
 def _check_specs(specs: Sequence[Any]) -> None:
