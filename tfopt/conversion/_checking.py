@@ -71,8 +71,24 @@ def check_options(options: _lowering.Options, calibration_examples: int) -> None
         )
 
 
+def check_limits(time_limit: float | None, memory_limit: int | None) -> None:
+    """Raises unless the bounds of an isolated conversion are positive.
+
+    Raises:
+        ValueError: They aren't.
+    """
+    for name, value in (("time_limit", time_limit), ("memory_limit", memory_limit)):
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected a positive number. Received: {name}={value}")
+
+
 def _check_refinements(options: _lowering.Options) -> None:
     """Checks the options that refine a quantization after training."""
+    if options.select_tf_ops and options.is_refined:
+        raise ValueError(
+            "`keep_float`, `equalize` and `correct_bias` run the model, which Python "
+            "cannot with `allow_select_tf_ops`. Received: allow_select_tf_ops=True"
+        )
     for name, value, modes in (
         ("keep_float", options.keep_float, ("int8", "dynamic")),
         ("equalize", options.equalize, ("int8",)),
@@ -148,7 +164,7 @@ def check_promises(
         ConversionError: It cannot run, or has other inputs or outputs.
         VerificationError: Other operators compute on floats.
     """
-    _verification.check_runnable(file)
+    _verification.check_runnable(file, allow_select_tf_ops=options.select_tf_ops)
     signature = file.signatures[0]
     _verification.check_types(
         signature.inputs,

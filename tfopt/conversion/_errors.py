@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,15 @@ _SUMMARY = re.compile(r"failed while converting|Could not translate MLIR")
 # Calls that freezing has inlined.
 _CALLS = re.compile(r"((Stateful)?PartitionedCall(_\d+)?/)+")
 _LONGEST = 500
+# What C++ says before it ends a process, after the place in its source.
+_FATAL = re.compile(
+    r"^F\d{4} |LLVM ERROR|Check failed|Assertion .* failed|terminate called|what\(\): "
+    r"|^loc\(.*error: |^error: |TFLITE_.*failed"
+)
+_PLACE = re.compile(r"^F\d{4} [\d:.]+\s+\d+ \S+\] |^\S+: [\w/.]+:\d+: |^loc\(")
+_MEMORY = re.compile(
+    r"bad_alloc|MemoryError|[Oo]ut of memory|Cannot allocate memory|pthread_create"
+)
 _ANSI = re.compile(r"\x1b\[\d+m")
 _KERAS_REPORT = re.compile(
     r"Exception encountered when calling .*?\n\n|\n\nArguments received by .*",
@@ -39,8 +50,9 @@ _ADVICE = (
     ),
     (
         _NO_KERNEL,
-        "TFLite has no kernel for it. Replace it by other operations (files with "
-        "TensorFlow's own kernels inside cannot run in Python)",
+        "TFLite has no kernel for it. Replace it by other operations, or set "
+        "`allow_select_tf_ops=True` for a file that runs only in applications with "
+        "LiteRT's Flex delegate, and not in Python",
     ),
     (
         re.compile(r"[Qq]uantization not yet supported|not yet supported"),
@@ -67,6 +79,48 @@ def explain(error: BaseException) -> str:
         if pattern.search(line):
             return f"{line}. {advice}"
     return line
+
+
+def crash(
+    log: str, status: int, *, time_limit: float | None, memory_limit: int | None
+) -> str:
+    """Returns in one line why the converter's process ended.
+
+    Args:
+        log: What it wrote to stderr.
+        status: Its exit status, as of `os.waitpid`.
+        time_limit: Seconds after which it was ended, if it was.
+        memory_limit: Bytes that it was allowed, `None` if there was no limit.
+    """
+    if time_limit is not None:
+        return (
+            f"did not end within {time_limit:g} seconds. Give it more by `time_limit`, "
+            "or a model with fixed shapes (`input_shapes`)"
+        )
+    lines = [" ".join(line.split()) for line in _ANSI.sub("", log).splitlines()]
+    reasons = [_PLACE.sub("", line) for line in lines if _FATAL.search(line)]
+    code = os.waitstatus_to_exitcode(status)
+    # C++ code that gets no memory often aborts without a word.
+    is_silent = memory_limit is not None and code == -signal.SIGABRT and not reasons
+    if is_silent or any(map(_MEMORY.search, lines)):
+        return f"failed: {out_of_memory(memory_limit)}"
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    reason = f": {reasons[0][:_LONGEST]}" if reasons else ""
+    return (
+        f"crashed ({how}){reason}. Try fixed shapes (`input_shapes`), unrolled loops, "
+        'quantization="dynamic" instead of int8, or `allow_float_fallback=True`; the '
+        "graph that crashes it is worth a report to its authors"
+    )
+
+
+def out_of_memory(limit: int | None) -> str:
+    """Says that the converter needs more memory than it has."""
+    if limit is None:
+        return "there is not enough memory for this model"
+    return (
+        f"it needs more memory than the {limit / 2**20:,.0f} MiB allowed. Give it more "
+        "by `memory_limit`"
+    )
 
 
 def condense(error: BaseException) -> str:

@@ -37,6 +37,7 @@ class Options:
         keep_float: Globs of layers or kinds of operators that stay float.
         equalize: Whether to equalize weights across layers before quantizing.
         correct_bias: Whether to correct biases after quantizing.
+        select_tf_ops: Whether TensorFlow's kernels may fill in where TFLite has none.
     """
 
     quantization: str
@@ -47,6 +48,7 @@ class Options:
     keep_float: tuple[str, ...] = ()
     equalize: bool = False
     correct_bias: bool = False
+    select_tf_ops: bool = False
 
     @property
     def is_refined(self) -> bool:
@@ -159,15 +161,26 @@ def _configure(
     converter.optimizations = wanted
     if options.quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if options.quantization not in _INTEGER_KERNELS:
-        return
+    builtins = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if options.quantization in _INTEGER_KERNELS:
+        builtins = _integer_kernels(converter, options, calibration)
+    if options.select_tf_ops:
+        builtins.append(tf.lite.OpsSet.SELECT_TF_OPS)
+    converter.target_spec.supported_ops = builtins
+
+
+def _integer_kernels(
+    converter: Any, options: Options, calibration: Sequence[Mapping[str, np.ndarray]]
+) -> list[Any]:
+    """Configures integers, and returns the sets of kernels that may be used."""
     converter.inference_input_type = tf.as_dtype(options.input_type)
     converter.inference_output_type = tf.as_dtype(options.output_type)
-    if calibration:
-        converter.representative_dataset = lambda: (
-            list(batch.values()) for batch in calibration
-        )
-        builtins = [_INTEGER_KERNELS[options.quantization]]
-        if options.allow_float:
-            builtins.append(tf.lite.OpsSet.TFLITE_BUILTINS)
-        converter.target_spec.supported_ops = builtins
+    if not calibration:
+        return [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.representative_dataset = lambda: (
+        list(batch.values()) for batch in calibration
+    )
+    builtins = [_INTEGER_KERNELS[options.quantization]]
+    if options.allow_float or options.select_tf_ops:
+        builtins.append(tf.lite.OpsSet.TFLITE_BUILTINS)
+    return builtins

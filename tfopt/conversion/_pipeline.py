@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tfopt.conversion import (
     _divergence,
     _errors,
     _freezing,
+    _isolation,
     _lowering,
     _noise,
     _reporting,
@@ -50,6 +51,15 @@ class Request:
     sparse: bool
     verify: bool
     min_sqnr: float | None
+    signature_keys: Sequence[str] | None = None
+    tags: Collection[str] | None = None
+    input_arrays: Sequence[str] = ()
+    output_arrays: Sequence[str] = ()
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None
+    allow_select_tf_ops: bool = False
+    isolate: bool | None = None
+    time_limit: float | None = None
+    memory_limit: int | None = None
 
     @property
     def options(self) -> _lowering.Options:
@@ -63,7 +73,21 @@ class Request:
             keep_float=_checking.patterns(self.keep_float),
             equalize=self.equalize,
             correct_bias=self.correct_bias,
+            select_tf_ops=self.allow_select_tf_ops,
         )
+
+    def lowering(self) -> _isolation.Local | _isolation.Isolated:
+        """What calls the converter and runs files, here or in another process.
+
+        Raises:
+            TfoptError: This system cannot isolate.
+        """
+        isolate = self.isolate
+        if isolate is None:
+            isolate = _isolation.is_possible()
+        if not isolate:
+            return _isolation.Local()
+        return _isolation.Isolated(self.time_limit, self.memory_limit)
 
 
 def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]:
@@ -79,8 +103,17 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
     """
     options = request.options
     _checking.check_options(options, request.calibration_examples)
+    _checking.check_limits(request.time_limit, request.memory_limit)
     clock = _Clock()
-    source = _sources.open_source(model, request.signature_key)
+    lowering = request.lowering()
+    source = _sources.open_source(
+        model,
+        request.signature_key,
+        tags=request.tags,
+        input_arrays=request.input_arrays,
+        output_arrays=request.output_arrays,
+        input_shapes=request.input_shapes,
+    )
     clock.lap("trace")
     samples = None
     if request.representative_dataset is not None:
@@ -96,26 +129,32 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
         frozen = _freezing.freeze(source.function)
         _checking.check_quantization(options, frozen, samples)
         clock.lap("freeze")
-        writer = _writing.Writer(frozen, source, calibration, request.strip_debug_info)
+        writer = _writing.Writer(
+            frozen, source, calibration, request.strip_debug_info, lowering
+        )
         written = writer.write(dataclasses.replace(options, sparse=False))
         content = written.content
         clock.lap("convert")
         file = tflite_file.read(content)
         _checking.check_promises(file, source, options, written.kept)
         float_left = _reporting.float_operators(file, options, written.kept)
-        if samples is None and (request.verify or options.sparse):
+        flex = _verification.select_operators(file)
+        is_run = (request.verify or options.sparse) and not flex
+        if samples is None and is_run:
             samples = _samples.random(source.specs, _freezing.input_ranges(frozen))
         encoding = None
-        if options.sparse and samples is not None:
+        if options.sparse and is_run and samples is not None:
             batches, _ = _reference(source, samples)
             content, encoding = _sparse.choose(
-                content, lambda: writer.write(options).content, batches
+                content, lambda: writer.write(options).content, batches, lowering.run
             )
             file = tflite_file.read(content)
             clock.lap("sparse")
         verification = None
-        if request.verify and samples is not None:
-            verification = verify(content, frozen, source, samples, request)
+        if request.verify and is_run and samples is not None:
+            verification = verify(
+                content, frozen, source, samples, request, lowering.run
+            )
             clock.lap("verify")
     report = {
         "quantization": options.quantization,
@@ -123,6 +162,7 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
         "operators": file.operator_counts(),
         "constant_bytes": _reporting.constant_bytes(file),
         "float_operators": float_left,
+        "select_tf_operators": flex,
         **written.report,
         "calibration_examples": len(calibration),
         "sparse": encoding,
@@ -147,7 +187,12 @@ class _Clock:
 
 
 def verify(
-    content: bytes, frozen: Any, source: Source, samples: Samples, request: Request
+    content: bytes,
+    frozen: Any,
+    source: Source,
+    samples: Samples,
+    request: Request,
+    run: _sparse.Run = _verification.run,
 ) -> dict[str, Any]:
     """Runs a file and compares it with the model.
 
@@ -157,6 +202,7 @@ def verify(
         source: The model.
         samples: Inputs.
         request: What was asked for.
+        run: Runs a file.
 
     Returns:
         `"verification"` of the report.
@@ -172,7 +218,7 @@ def verify(
     try:
         found = _verification.compare(
             expected,
-            _verification.run(content, signature, batches),
+            run(content, signature, batches),
             signature=signature,
             steps=_verification.output_steps(file),
             quantization=request.quantization,

@@ -60,6 +60,12 @@ def notes(file: TfliteFile, options: _lowering.Options) -> list[str]:
             "float ones on x86: LiteRT has no fast kernel for them. Leave them in "
             'float with `keep_float="DEPTHWISE_CONV_2D"`, or use "int8" or "float16".'
         )
+    flex = _verification.select_operators(file)
+    if flex:
+        notes.append(
+            f"Not verified: {', '.join(flex)} run only in applications that link "
+            "LiteRT's Flex delegate; the interpreters of Python have none."
+        )
     return notes
 
 

@@ -14,10 +14,14 @@ from tfopt.types import ConversionError, VerificationError
 
 # The two files hold the same weights; kernels may add up in another order.
 _MIN_SQNR = 100.0
+Run = Callable[..., list[dict[str, np.ndarray]]]
 
 
 def choose(
-    dense: bytes, encode: Callable[[], bytes], batches: Sequence[Batch]
+    dense: bytes,
+    encode: Callable[[], bytes],
+    batches: Sequence[Batch],
+    run: Run = _verification.run,
 ) -> tuple[bytes, dict[str, Any]]:
     """Returns the sparse file if it is smaller and computes the same, else the dense.
 
@@ -28,6 +32,7 @@ def choose(
         dense: The file without sparse encoding.
         encode: Makes the same file with sparse encoding.
         batches: Inputs to run.
+        run: Runs a file.
 
     Returns:
         The chosen file, and a report: `"encoded"`, `"reason"` (why not, else `""`),
@@ -38,7 +43,7 @@ def choose(
         sparse = encode()
         tensors = _sparse_tensors(sparse)
         report |= {"sparse_bytes": len(sparse), "tensors": tensors}
-        report["reason"] = _objection(dense, sparse, tensors, batches)
+        report["reason"] = _objection(dense, sparse, tensors, batches, run)
     except (ConversionError, VerificationError) as error:
         report |= {"sparse_bytes": None, "tensors": 0, "reason": str(error)}
     if report["reason"]:
@@ -47,7 +52,7 @@ def choose(
 
 
 def _objection(
-    dense: bytes, sparse: bytes, tensors: int, batches: Sequence[Batch]
+    dense: bytes, sparse: bytes, tensors: int, batches: Sequence[Batch], run: Run
 ) -> str:
     """Returns why the sparse file will not do, `""` if it will."""
     if not tensors:
@@ -55,8 +60,8 @@ def _objection(
     if len(sparse) >= len(dense):
         return f"it would take {len(sparse):,} bytes instead of {len(dense):,}"
     signature = tflite_file.read(dense).signatures[0]
-    expected = _verification.run(dense, signature, batches)
-    found = _verification.run(sparse, signature, batches)
+    expected = run(dense, signature, batches)
+    found = run(sparse, signature, batches)
     for info in signature.outputs:
         agreement = _verification.measure(
             [np.asarray(item[info.name]) for item in expected],

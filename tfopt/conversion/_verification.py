@@ -47,7 +47,10 @@ _MIN_EQUAL = {
 }
 # An output may be so many of its own quantization steps off, whatever its size.
 _FREE_STEPS = 2
-_STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
+_STATEFUL = (
+    *("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"),
+    *("HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_SIZE"),
+)
 _SHOWN = 4
 
 
@@ -73,14 +76,35 @@ class Agreement:
     argmax_equal: float | None
 
 
-def check_runnable(file: TfliteFile) -> None:
+def select_operators(file: TfliteFile) -> list[str]:
+    """Returns the operators that run by TensorFlow's kernels, by name.
+
+    Python's interpreters of these versions have none of these ("Flex") kernels
+    (https://github.com/google-ai-edge/LiteRT/issues/6458).
+    """
+    names = {
+        item.name
+        for graph in file.subgraphs
+        for item in graph.operators
+        if item.is_custom and item.name.startswith("Flex")
+    }
+    return sorted(names)
+
+
+def check_runnable(file: TfliteFile, *, allow_select_tf_ops: bool = False) -> None:
     """Raises unless every operator is a TFLite builtin without state.
+
+    Args:
+        file: The file.
+        allow_select_tf_ops: Whether it may need TensorFlow's kernels.
 
     Raises:
         ConversionError: It names the operators.
     """
     operators = [item for graph in file.subgraphs for item in graph.operators]
     custom = sorted({item.name for item in operators if item.is_custom})
+    if allow_select_tf_ops:
+        custom = [name for name in custom if name not in select_operators(file)]
     if custom:
         raise ConversionError(
             "The file would need operators that LiteRT doesn't have. Replace them by "

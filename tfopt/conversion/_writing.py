@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfopt import tflite_file
@@ -17,6 +17,7 @@ from tfopt.conversion import (
     _samples,
     _selective,
 )
+from tfopt.conversion._isolation import Isolated, Local
 from tfopt.conversion._operators import LayerOperator
 from tfopt.conversion._samples import Batch
 from tfopt.conversion._sources import Source
@@ -49,6 +50,8 @@ class Writer:
         source: The model.
         calibration: Batches for int8.
         strip_debug_info: Whether to leave out names.
+        lowering: What calls the converter.
+        metadata: Entries to put into the file.
     """
 
     def __init__(
@@ -57,11 +60,15 @@ class Writer:
         source: Source,
         calibration: Sequence[Batch],
         strip_debug_info: bool,
+        lowering: Local | Isolated | None = None,
+        metadata: Mapping[str, bytes] | None = None,
     ):
         self._frozen = frozen
         self._source = source
         self._calibration = calibration
         self._strip = strip_debug_info
+        self._lowering = lowering or Local()
+        self._metadata = metadata
 
     def write(self, options: _lowering.Options) -> Written:
         """Converts.
@@ -92,7 +99,7 @@ class Writer:
     def calibrated(self) -> bytes:
         """The float file with the range of each tensor, for int8."""
         options = _lowering.Options("int8", "float32", "float32", allow_float=True)
-        return _lowering.calibrate(self._frozen, options, self._calibration)
+        return self._lowering.calibrate(self._frozen, options, self._calibration)
 
     def operators(self, content: bytes) -> list[LayerOperator]:
         """Returns the operators of a float file under the names of their layers."""
@@ -106,6 +113,7 @@ class Writer:
             input_names=self._source.input_names,
             output_names=self._source.output_names,
             strip_debug_info=self._strip,
+            metadata=self._metadata,
         )
 
     def _plain(self, options: _lowering.Options) -> bytes:
@@ -114,16 +122,16 @@ class Writer:
             # The converter knows no fake quantization of 16 bits. It finds the scales
             # of the weights again; its ranges of activations come from the samples.
             frozen = _freezing.without_fake_quant(frozen)
-        return _lowering.lower(frozen, options, self._calibration)
+        return self._lowering.lower(frozen, options, self._calibration)
 
     def _dynamic(
         self, options: _lowering.Options, report: dict[str, Any]
     ) -> tuple[bytes, list[LayerOperator]]:
-        plain = _lowering.lower(
+        plain = self._lowering.lower(
             self._frozen, dataclasses.replace(options, quantization="none")
         )
         kept = self._kept(plain, options, report)
-        dynamic = _lowering.lower(self._frozen, options)
+        dynamic = self._lowering.lower(self._frozen, options)
         return _selective.restore(dynamic, plain, kept), kept
 
     def _int8(
@@ -135,9 +143,9 @@ class Writer:
             equalized, report["equalization"] = _equalization.equalize(
                 floats, self.operators(floats)
             )
-            floats = _lowering.recalibrate(equalized, self._calibration)
+            floats = self._lowering.recalibrate(equalized, self._calibration)
         names = {name for operator in kept for name in operator.tensors}
-        content = _lowering.quantize(floats, options, names)
+        content = self._lowering.quantize(floats, options, names)
         if options.correct_bias:
             content, report["bias_correction"] = _bias_correction.correct(
                 floats, content, self.operators(floats), self._correction_batches()

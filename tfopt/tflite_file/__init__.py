@@ -2,7 +2,7 @@
 
 `read` gives signatures, operators, tensors and constants as plain NumPy; `rewrite`
 writes the same model back with a signature, or without anything that running it
-doesn't need.
+doesn't need; `merge` makes one file of several.
 
 A `.tflite` file is a flatbuffer of
 https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
@@ -20,6 +20,7 @@ from tfopt.tflite_file._content import (
 )
 from tfopt.tflite_file._flatbuffer import unpack
 from tfopt.tflite_file._int4 import pack_int4
+from tfopt.tflite_file._merging import merge
 from tfopt.tflite_file._rewriting import check_writable, pack, rewrite
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "TfliteFile",
     "check_writable",
     "float_operators",
+    "merge",
     "pack",
     "pack_int4",
     "read",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -32,6 +32,7 @@ def rewrite(
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     strip_debug_info: bool = False,
+    metadata: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Writes a model anew, with one signature or without debug information.
 
@@ -47,6 +48,7 @@ def rewrite(
         strip_debug_info: Drop all names except those of signatures and of their
             tensors, calibrated ranges, the description and the converter's
             metadata. Other metadata, such as labels for an application, stays.
+        metadata: Entries to add, or to put in the place of those of the same name.
 
     Returns:
         The new content.
@@ -62,7 +64,9 @@ def rewrite(
         _set_signature(model, signature_key, input_names, output_names)
     if strip_debug_info:
         _strip(model)
-    _drop_unused_buffers(model)
+    for name, data in (metadata or {}).items():
+        _set_metadata(model, name, data)
+    drop_unused_buffers(model)
     return pack(model, len(content))
 
 
@@ -117,6 +121,13 @@ def _named(
     ]
 
 
+def _set_metadata(model: Any, name: str, data: bytes) -> None:
+    others = [item for item in model.metadata or () if text(item.name) != name]
+    entry = schema.MetadataT(name=name.encode(), buffer=len(model.buffers))
+    model.buffers.append(schema.BufferT(data=np.frombuffer(data, np.uint8)))
+    model.metadata = [*others, entry]
+
+
 def _strip(model: Any) -> None:
     model.description = None
     model.metadata = [
@@ -147,7 +158,7 @@ def _needed_quantization(quantization: Any) -> Any:
     return quantization
 
 
-def _drop_unused_buffers(model: Any) -> None:
+def drop_unused_buffers(model: Any) -> None:
     """Renumbers buffers: 0 for "no data", then each different content once."""
     kept = [schema.BufferT()]
     numbers: dict[bytes, int] = {}
