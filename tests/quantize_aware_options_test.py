@@ -189,6 +189,7 @@ def test_a_model_converts_only_in_its_mode(keras):
         {"percentile": 30},
         {"freeze_ranges_after": 0},
         {"freeze_batch_norm_after": 1.5},
+        {"calibration_batches": 0},
     ],
     ids=str,
 )
@@ -348,6 +349,31 @@ def test_frozen_ranges_and_batch_norm(keras):
     final = method.finalize(prepared)
     assert type(final.get_layer("norm")) is keras.layers.BatchNormalization
     convert(final, quantization="int8", representative_dataset=IMAGES)
+
+
+def test_batch_norm_frozen_from_the_start(keras):
+    method = QuantizeAware(freeze_batch_norm_after=0)
+    prepared = samples.compiled(keras, method.prepare(odd(keras)))
+    before = [w.copy() for w in prepared.get_layer("norm").get_weights()]
+    prepared.fit(4 * IMAGES, LABELS, batch_size=16, verbose=0, callbacks=[method])
+    after = prepared.get_layer("norm").get_weights()
+    equal = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert equal == [False, False, True, True]
+
+
+def test_calibration_takes_so_many_batches(keras):
+    taken = []
+
+    def batches():
+        for number in range(5):
+            taken.append(number)
+            yield IMAGES[:2] * (number + 1)
+
+    few = QuantizeAware(representative_dataset=batches, calibration_batches=3)
+    ranges = samples.ranges(few.prepare(odd(keras)))
+    assert taken == [0, 1, 2]
+    more = QuantizeAware(representative_dataset=batches).prepare(odd(keras))
+    assert samples.ranges(more) != ranges
 
 
 def test_batch_norm_is_not_frozen_before_its_step(keras):

@@ -35,7 +35,8 @@ def finetune_model(
     loss: str | None = None,
     metrics: Sequence[str] | None = None,
     steps_per_execution: int = 1,
-    quantization: Literal["none", "dynamic", "float16", "int8"] | None = None,
+    quantization: Literal["none", "dynamic", "float16", "int8", "int16x8"]
+    | None = None,
     seed: int = 0,
     resume: bool = True,
     engine: Literal["native", "tfmot"] = "native",

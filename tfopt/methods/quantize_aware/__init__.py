@@ -79,7 +79,8 @@ class QuantizeAware(Method):
         delay_steps: Activations are rounded only from this optimizer step on; before,
             only their ranges are followed (Jacob et al., section 3.1).
         freeze_batch_norm_after: From this optimizer step on, BatchNormalization uses
-            its moving statistics, as inference does, and they no longer change.
+            its moving statistics, as inference does, and they no longer change; 0 for
+            always.
         freeze_ranges_after: From this optimizer step on, ranges no longer change.
         include: Globs for names of layers such as `"encoder/conv*"`, or for leading
             parts of them such as `"encoder"`, or for classes such as `"Dense"`; only
@@ -94,6 +95,7 @@ class QuantizeAware(Method):
             inputs, or a dictionary by input name.
         calibration_examples: At most about so many examples are taken from it, so it
             may be endless.
+        calibration_batches: Take so many batches of it instead.
         strict: Whether a layer that cannot be quantized is an error. Otherwise it
             stays float and is listed in `report` and in a log message.
 
@@ -140,6 +142,7 @@ class QuantizeAware(Method):
         keep_float: str | Sequence[str] | None = None,
         representative_dataset: Any = None,
         calibration_examples: int = 256,
+        calibration_batches: int | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -159,6 +162,7 @@ class QuantizeAware(Method):
         self.keep_float = keep_float
         self.representative_dataset = representative_dataset
         self.calibration_examples = calibration_examples
+        self.calibration_batches = calibration_batches
         self.strict = strict
         self.report: list[dict[str, Any]] = []
         self._next_phase: int | None = None
@@ -225,6 +229,7 @@ class QuantizeAware(Method):
                 prepared,
                 self.representative_dataset,
                 max_examples=self.calibration_examples,
+                max_batches=self.calibration_batches,
             )
         return prepared
 
@@ -235,8 +240,9 @@ class QuantizeAware(Method):
             model: What `prepare` returned, trained; also one saved and reloaded.
 
         Returns:
-            Functional model of plain float32 Keras layers with rounded weights, and
-            one layer per activation that rounds to its final range.
+            Functional model of float32 Keras layers with rounded weights, operations
+            where the converter needs them, and one layer per activation that rounds
+            to its final range.
 
         Raises:
             TfoptError: The model isn't prepared, or no batch has been seen.

@@ -55,12 +55,18 @@ def check(method: Any) -> None:
 
 
 def _ranges(method: Any) -> dict[str, tuple[bool, str]]:
-    freezing = {
+    least = {
+        # Statistics may be those of the model as it is; ranges must be seen first.
+        "freeze_batch_norm_after": 0,
+        "freeze_ranges_after": 1,
+        "calibration_batches": 1,
+    }
+    optional = {
         name: (
-            getattr(method, name) is None or _is_integer(getattr(method, name), 1),
-            "an integer of at least 1, or None",
+            getattr(method, name) is None or _is_integer(getattr(method, name), bound),
+            f"an integer of at least {bound}, or None",
         )
-        for name in ("freeze_batch_norm_after", "freeze_ranges_after")
+        for name, bound in least.items()
     }
     return {
         "scheme": (method.scheme in SCHEMES, f"one of {SCHEMES}"),
@@ -82,7 +88,7 @@ def _ranges(method: Any) -> dict[str, tuple[bool, str]]:
             _is_integer(method.delay_steps, 0),
             "an integer of at least 0",
         ),
-        **freezing,
+        **optional,
         "calibration_examples": (
             _is_integer(method.calibration_examples, 1),
             "an integer of at least 1",

@@ -13,7 +13,9 @@ from tfopt._keras import fake_quantize
 _BATCH_SIZE = 32
 
 
-def calibrate(model: Any, dataset: Any, *, max_examples: int) -> None:
+def calibrate(
+    model: Any, dataset: Any, *, max_examples: int, max_batches: int | None = None
+) -> None:
     """Runs inputs through a prepared model, whose ranges widen to hold all they see.
 
     Args:
@@ -21,18 +23,23 @@ def calibrate(model: Any, dataset: Any, *, max_examples: int) -> None:
         dataset: An array of examples [n, ...]; or an iterable, or a function that
             returns one, of examples or batches. Each is an array, a list or tuple in
             the order of the inputs, or a dictionary by input name.
-        max_examples: Take no further batch after so many examples.
+        max_examples: Take no further batch after so many examples; not in force if
+            `max_batches` is given.
+        max_batches: Take so many batches.
 
     Raises:
         ValueError: There is no example, or one doesn't fit the model's inputs.
     """
     count = 0
     with fake_quantize.calibrating():
-        for item in _items(dataset):
+        for number, item in enumerate(_items(dataset), 1):
             tensors = _fitted(item, model.inputs)
             model(_structured(tensors, model), training=False)
             count += int(tensors[0].shape[0])
-            if count >= max_examples:
+            is_enough = count >= max_examples
+            if max_batches is not None:
+                is_enough = number >= max_batches
+            if is_enough:
                 break
     if not count:
         raise ValueError(
