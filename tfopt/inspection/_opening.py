@@ -117,6 +117,7 @@ def _of_graph_file(path: pathlib.Path) -> dict[str, Any]:
     ends = (
         f"Placeholders: {', '.join(inputs) or 'none'}",
         f"Nodes that feed nothing: {', '.join(outputs[:20]) or 'none'}",
+        *(["Counted is what all of them need together."] if len(outputs) > 1 else []),
     )
     return {"signatures": (), **fields, "notes": (*ends, *fields["notes"])}
 
