@@ -96,6 +96,39 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_if_changed(
+    path: str | os.PathLike[str], content: bytes, *, always: bool = False
+) -> bool:
+    """Writes a file unless it holds this already: then its time stays as it was.
+
+    Args:
+        path: The file.
+        content: All of it.
+        always: Write it anyway.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        TfoptError: The folder cannot be written, or the disk is full.
+
+    Example:
+        >>> import os, tempfile
+        >>> target = os.path.join(tempfile.mkdtemp(), "a.tflite")
+        >>> write_if_changed(target, b"TFL3"), write_if_changed(target, b"TFL3")
+        (True, False)
+    """
+    file = pathlib.Path(path)
+    if not always and file.is_file() and file.stat().st_size == len(content):
+        try:
+            if file.read_bytes() == content:
+                return False
+        except OSError:
+            pass  # then it cannot be compared, but may still be replaced
+    write_bytes(path, content)
+    return True
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes `to_json(content)` to a file, which is either the old one or complete.
 

@@ -284,6 +284,52 @@ def load_examples(
     return inputs, labels
 
 
+def load_representative(spec: str | os.PathLike[str]) -> Any:
+    """Loads typical inputs of a model, for `tfopt.convert`.
+
+    Args:
+        spec: A `.npz` file with inputs by name, or with `x_train` (else `x_test`); a
+            `.npy` file; or `module:function`. The function returns what
+            `representative_dataset` may be, or what `load_data` takes: of that, the
+            inputs for training are used.
+
+    Returns:
+        An array, arrays by name, or what the function returns.
+
+    Raises:
+        TfoptError: The file or function is missing, damaged or incomplete.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/typical.npy"
+        >>> np.save(path, np.zeros([6, 28, 28], np.float32))
+        >>> load_representative(path).shape
+        (6, 28, 28)
+    """
+    text = os.fspath(spec)
+    if text.endswith(".npy"):
+        with _named(text, ".npy"), open(text, "rb") as raw:
+            return np.load(raw, allow_pickle=False)
+    if text.endswith(".npz"):
+        with _opened(text) as file:
+            splits = [name for name in ("train", "test") if _has_split(file, name)]
+        return load_examples(text, split=splits[0] if splits else "test")[0]
+    module_name, separator, name = text.partition(":")
+    if not separator:
+        raise TfoptError(
+            "Unknown kind of data. Expected a path that ends in .npz or .npy, or "
+            f"module:function. Received: data={text!r}"
+        )
+    result = _function(text, module_name, name)()
+    if isinstance(result, Mapping) and set(result) <= {"train", "test"}:
+        return _from_function(text, lambda: result).train.arrays()[0]
+    return result
+
+
+def _has_split(file: Mapping[str, np.ndarray], name: str) -> bool:
+    return any(key == f"x_{name}" or key.startswith(f"x_{name}/") for key in file)
+
+
 def _load_npz(path: str) -> Data:
     with _opened(path) as file:
         splits = {
@@ -296,18 +342,28 @@ def _load_npz(path: str) -> Data:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
     """Yields an `.npz` file; what is wrong with it becomes an error that names it."""
+    # Opened here: np.load leaves a damaged file open.
+    with (
+        _named(path, ".npz"),
+        open(path, "rb") as raw,
+        np.load(raw, allow_pickle=False) as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _named(path: str, suffix: str) -> Iterator[None]:
+    """Turns what is wrong with a data file into an error that names it."""
     try:
-        # Opened here: np.load leaves a damaged file open.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            yield file
+        yield
     except FileNotFoundError as error:
         raise TfoptError(
-            f"No such data file. Expected an .npz file. Received: data={path!r}"
+            f"No such data file. Expected an {suffix} file. Received: data={path!r}"
         ) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise TfoptError(
-            "Cannot read the data file. Expected an undamaged .npz file of numbers, "
-            "written by np.savez without pickled objects. "
+            f"Cannot read the data file. Expected an undamaged {suffix} file of "
+            "numbers, written by NumPy without pickled objects. "
             f"Received: data={path!r} ({error})"
         ) from error
     except TfoptError as error:

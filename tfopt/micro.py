@@ -76,6 +76,10 @@ class CSource:
     source: str = dataclasses.field(repr=False)
     header: str = dataclasses.field(repr=False)
 
+    def source_beside(self, header: str) -> str:
+        """Returns the source as a file that includes its header, by file name."""
+        return f'#include "{header}"\n\n{self.source}'
+
     def write(self, path: str | os.PathLike[str]) -> tuple[str, str]:
         """Writes the source to `path` and the header beside it.
 
@@ -97,8 +101,7 @@ class CSource:
             )
         header = target.with_suffix(".h")
         artifacts.write_bytes(header, self.header.encode())
-        include = f'#include "{header.name}"\n\n'
-        artifacts.write_bytes(target, (include + self.source).encode())
+        artifacts.write_bytes(target, self.source_beside(header.name).encode())
         return str(target), str(header)
 
 

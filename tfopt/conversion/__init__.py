@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt.conversion import _pipeline
+from tfopt.conversion import _pipeline, _several
 from tfopt.types import Signature
 
 Quantization = Literal["none", "dynamic", "float16", "int8", "int16x8"]
@@ -26,10 +26,12 @@ class Conversion:
 
     Attributes:
         content: The `.tflite` file.
-        signature: Its signature: key, inputs, outputs.
+        signature: Its (first) signature: key, inputs, outputs.
+        signatures: All its signatures.
         report: Plain JSON data: `"quantization"`, `"bytes"`, `"operators"` (counts
             by name), `"constant_bytes"` (by type), `"float_operators"` (int8 only:
-            those left by `allow_float_fallback`), `"calibration_examples"`,
+            those left by `allow_float_fallback`), `"select_tf_operators"` (those
+            that only the Flex delegate runs), `"calibration_examples"`,
             `"kept_float"` (`None`, or of the operators that `keep_float` chose
             `"layers"`, `"operators"`, `"macs_share"` and `"bytes_share"` of the
             model's constants), `"equalization"`, `"bias_correction"` (`None`, or what
@@ -40,12 +42,14 @@ class Conversion:
             `"batch_sizes"` and, for each of `"outputs"`, the signal-to-noise ratio
             `sqnr_db` (`None` if all values are equal), `max_error`, `mean_error`,
             `peak` (largest absolute value of the model's output), and the shares of
-            values that are `equal` and of rows whose argmax is (`argmax_equal`).
+            values that are `equal` and of rows whose argmax is (`argmax_equal`). With
+            `signature_keys`, `"signatures"` holds such a report for each.
     """
 
     content: bytes = dataclasses.field(repr=False)
     signature: Signature
     report: Mapping[str, Any]
+    signatures: tuple[Signature, ...] = ()
 
 
 def convert(
@@ -60,18 +64,28 @@ def convert(
     equalize: bool = False,
     correct_bias: bool = False,
     signature_key: str | None = None,
+    signature_keys: Sequence[str] | None = None,
+    tags: Collection[str] | None = None,
+    input_arrays: Sequence[str] = (),
+    output_arrays: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     strip_debug_info: bool = False,
     allow_float_fallback: bool = False,
+    allow_select_tf_ops: bool = False,
     sparse: bool = False,
     verify: bool = True,
     min_sqnr: float | None = None,
+    isolate: bool | None = None,
+    time_limit: float | None = None,
+    memory_limit: int | None = None,
 ) -> bytes:
     """Converts a model to a `.tflite` file that was run and compared with it.
 
     Args:
         model: A Keras 3 or tf_keras model of any kind, a `tf.function` with an input
-            signature, a concrete function, or the path of a SavedModel directory,
-            `.keras` or `.h5` file.
+            signature, a concrete function, a frozen GraphDef, or the path of a
+            SavedModel directory (of TF1 or TF2), `.keras`, `.h5`, `.pb` or `.pbtxt`
+            file.
         quantization: `"none"` keeps float32; `"float16"` stores weights as float16;
             `"dynamic"` stores weights as int8 and quantizes activations while
             running; `"int8"` runs on integers throughout, with a scale per channel
@@ -101,10 +115,22 @@ def convert(
             of its layer on the `representative_dataset` (bias correction, ibid.).
         signature_key: Which signature of a SavedModel; for other models, the key in
             the file, `serving_default` if not given.
-        strip_debug_info: Leave out names of inner tensors and the converter's
-            metadata.
+        signature_keys: Several signatures of a SavedModel for one file; each is
+            verified. `representative_dataset` may be a dictionary by signature then.
+        tags: Tag set of a SavedModel's graph, by default `{"serve"}`.
+        input_arrays: Inputs of a GraphDef, names of nodes or tensors; by default its
+            placeholders.
+        output_arrays: Outputs of a GraphDef; by default its only result that nothing
+            else uses.
+        input_shapes: Shapes for free sizes, by name of the input, such as
+            `{"image": [1, 224, 224, 3]}`; `None` is a size that stays free.
+        strip_debug_info: Leave out names of inner tensors, the converter's
+            metadata, and tfopt's note on how the file was made.
         allow_float_fallback: Accept an integer file in which operators that cannot
             be quantized compute on floats.
+        allow_select_tf_ops: Accept TensorFlow's own kernels where TFLite has none.
+            Such a file runs only in applications with LiteRT's Flex delegate, which
+            Python's interpreters don't have, so it cannot be verified.
         sparse: Store weights with many zeros by their nonzero values. It makes the
             raw file smaller, not faster, and is done only where the file becomes
             smaller and LiteRT computes the same from it; the report says. Compressed,
@@ -114,6 +140,11 @@ def convert(
             By default 80 for `"none"`, 35 for `"float16"`, 12 for `"dynamic"` and
             `"int8"`, 15 for `"int16x8"`; of a model that was trained for it, 25 for
             `"int8"` and 40 for `"int16x8"`.
+        isolate: Call TensorFlow's converter and run the file in a process of its own:
+            a graph that crashes it is an error, and what it leaks is given back. By
+            default wherever the system can fork.
+        time_limit: Seconds that one isolated call may take.
+        memory_limit: Bytes that one isolated call may allocate.
 
     Returns:
         The file's content. The same model and arguments give the same bytes.
@@ -143,11 +174,20 @@ def convert(
         equalize=equalize,
         correct_bias=correct_bias,
         signature_key=signature_key,
+        signature_keys=signature_keys,
+        tags=tags,
+        input_arrays=input_arrays,
+        output_arrays=output_arrays,
+        input_shapes=input_shapes,
         strip_debug_info=strip_debug_info,
         allow_float_fallback=allow_float_fallback,
+        allow_select_tf_ops=allow_select_tf_ops,
         sparse=sparse,
         verify=verify,
         min_sqnr=min_sqnr,
+        isolate=isolate,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
     ).content
 
 
@@ -175,4 +215,8 @@ def convert_with_report(model: Any, **options: Any) -> Conversion:
     given = inspect.signature(convert).bind(model, **options)
     given.apply_defaults()
     request = _pipeline.Request(**dict(list(given.arguments.items())[1:]))
-    return Conversion(*_pipeline.run(model, request))
+    if request.signature_keys is not None:
+        content, signatures, report = _several.run(model, request)
+        return Conversion(content, signatures[0], report, signatures)
+    done = _pipeline.run(model, request)
+    return Conversion(done.content, done.signature, done.report, (done.signature,))

@@ -53,13 +53,13 @@ def _serve(control: socket.socket, descriptors: list[int], limit: int) -> None:
     if pid == 0:
         os.close(alive)
         control.close()
-        _run(*descriptors, limit)
+        _run(descriptors[0], descriptors[1], limit)
     for descriptor in (held, *descriptors):
         os.close(descriptor)
     control.sendall(NUMBER.pack(pid))
     # The pipe ends with the job; the control socket, with the user's process.
-    ended, _, _ = select.select([alive, control], [], [])
-    if control in ended:
+    ended, _, _ = select.select([alive, control.fileno()], [], [])
+    if control.fileno() in ended:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     os.close(alive)

@@ -15,6 +15,7 @@ from tfopt.conversion import (
     _divergence,
     _errors,
     _freezing,
+    _history,
     _isolation,
     _lowering,
     _noise,
@@ -62,6 +63,17 @@ class Request:
     memory_limit: int | None = None
 
     @property
+    def history(self) -> dict[str, Any]:
+        """What of it the file notes."""
+        return {
+            "quantization": self.quantization,
+            "keep_float": list(_checking.patterns(self.keep_float)),
+            "equalize": self.equalize,
+            "correct_bias": self.correct_bias,
+            "allow_float_fallback": self.allow_float_fallback,
+        }
+
+    @property
     def options(self) -> _lowering.Options:
         """What the converter is to do."""
         return _lowering.Options(
@@ -90,11 +102,22 @@ class Request:
         return _isolation.Isolated(self.time_limit, self.memory_limit)
 
 
-def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]:
-    """Converts a model.
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A converted model: the file, its signature, and the report of `Conversion`.
 
-    Returns:
-        The file, its signature, and the report (see `tfopt.Conversion`).
+    Attributes:
+        samples: Inputs that it was verified with, `None` if it wasn't.
+    """
+
+    content: bytes
+    signature: Signature
+    report: dict[str, Any]
+    samples: Samples | None
+
+
+def run(model: Any, request: Request) -> Done:
+    """Converts one signature of a model.
 
     Raises:
         ValueError: As `tfopt.convert`.
@@ -130,7 +153,12 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
         _checking.check_quantization(options, frozen, samples)
         clock.lap("freeze")
         writer = _writing.Writer(
-            frozen, source, calibration, request.strip_debug_info, lowering
+            frozen,
+            source,
+            calibration,
+            request.strip_debug_info,
+            lowering,
+            _metadata(source.signature_key, request),
         )
         written = writer.write(dataclasses.replace(options, sparse=False))
         content = written.content
@@ -170,7 +198,13 @@ def run(model: Any, request: Request) -> tuple[bytes, Signature, dict[str, Any]]
         "seconds": clock.seconds,
         "notes": _reporting.notes(file, options),
     }
-    return content, file.signatures[0], report
+    return Done(content, file.signatures[0], report, samples if verification else None)
+
+
+def _metadata(key: str, request: Request) -> dict[str, bytes]:
+    if request.strip_debug_info:
+        return {}
+    return _history.metadata([key], request.history)
 
 
 class _Clock:

@@ -213,6 +213,7 @@ def run(
     try:
         with Runner(
             content,
+            signature_key=signature.key,
             num_workers=1,
             num_threads=1,
             batch_size=None,
