@@ -18,7 +18,7 @@ from tfopt.benchmark import (
     _process,
     benchmark_models,
 )
-from tfopt.benchmark._results import Measurement, mean_profile
+from tfopt.benchmark._measurement import Measurement, mean_profile
 from tfopt.types import Artifact, Signature, TensorInfo, TfoptError
 
 FAST = {"num_runs": 2, "rounds": 2, "warmup_runs": 0, "min_round_ms": 0.0}

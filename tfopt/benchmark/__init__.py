@@ -8,8 +8,9 @@ and `_worker` is what runs in it, on an `_engine` for each format (`_litert`,
 `_tensorflow`); `_measuring` leads the rounds and `_results` keeps the figures.
 """
 
+from tfopt.benchmark._measurement import Measurement, OpTime
 from tfopt.benchmark._measuring import benchmark_models
-from tfopt.benchmark._results import Benchmark, Measurement, OpTime
+from tfopt.benchmark._results import Benchmark
 from tfopt.benchmark._timing import Timing, interleave, run_queue_delays
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tfopt import tflite_file
-from tfopt.benchmark import _engine, _inputs, _litert_profile, _timing
+from tfopt.benchmark import _arrays, _inputs, _litert_profile, _timing
 from tfopt.runner import Runner
 from tfopt.types import TensorInfo, TfoptError
 
@@ -84,17 +84,17 @@ class TfliteEngine:
             "num_threads": runner.num_threads,
         }
 
-    def run(self, inputs: _engine.Arrays) -> _engine.Arrays:
+    def run(self, inputs: _arrays.Arrays) -> _arrays.Arrays:
         """Returns the outputs of one call, all by name."""
-        return _engine.by_name(self._names, self._runner.run(inputs))
+        return _arrays.by_name(self._names, self._runner.run(inputs))
 
-    def run_parallel(self, inputs: _engine.Arrays, calls: int) -> None:
+    def run_parallel(self, inputs: _arrays.Arrays, calls: int) -> None:
         """Lets all workers go through so many batches."""
         for _ in self._runner.map(itertools.repeat(inputs, calls)):
             pass
 
     def profile(
-        self, inputs: _engine.Arrays, runs: int
+        self, inputs: _arrays.Arrays, runs: int
     ) -> tuple[list[list[dict[str, Any]]], str]:
         """Runs what the Runner loads in LiteRT's own C interface."""
         with _as_path(self._runner.loaded) as path:
@@ -112,7 +112,7 @@ class TfliteEngine:
             return _rows([model.profile() for _ in range(runs)]), ""
 
     def _profiled(
-        self, path: str, inputs: _engine.Arrays
+        self, path: str, inputs: _arrays.Arrays
     ) -> _litert_profile.ProfiledModel:
         outputs = self.run(inputs)
         keys = [entry.key for entry in tflite_file.read(path).signatures]
@@ -131,7 +131,7 @@ class TfliteEngine:
             num_threads=self._runner.num_threads,
         )
 
-    def _as_stored(self, info: TensorInfo, inputs: _engine.Arrays) -> np.ndarray:
+    def _as_stored(self, info: TensorInfo, inputs: _arrays.Arrays) -> np.ndarray:
         """Returns an input as the file takes it; which values is all the same."""
         array = inputs[info.name]
         return array if array.dtype == info.dtype else array.astype(info.dtype)
@@ -194,7 +194,7 @@ def autotune(path: str, cores: int, **options: Any) -> list[dict[str, Any]]:
                 rounds=3,
                 min_sample_ms=_TRIAL_MS / 3,
             )[""]
-            real = _engine.rows_of(inputs)
+            real = _arrays.rows_of(inputs)
             found.append(
                 {
                     "num_workers": workers,

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from tfopt.benchmark import _inputs, _models, _process
-from tfopt.benchmark._results import Benchmark, Measurement, mean_profile
+from tfopt.benchmark._measurement import Measurement, mean_profile
+from tfopt.benchmark._results import Benchmark
 from tfopt.benchmark._timing import Timing, all_or_none
 from tfopt.types import TfoptError
 

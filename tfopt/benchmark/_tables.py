@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfopt.benchmark._results import Measurement
+from tfopt.benchmark._measurement import Measurement
 from tfopt.report import Column, Report, Table
 
 _MB = 1e6

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfopt.benchmark import _engine
+from tfopt.benchmark import _arrays
 from tfopt.types import Signature, TensorInfo, TfoptError
 
 _DEFAULT_KEY = "serving_default"
@@ -84,18 +84,18 @@ class TensorFlowEngine:
         self._input_names = [info.name for info in signature.inputs]
         self._output_names = [info.name for info in signature.outputs]
 
-    def run(self, inputs: _engine.Arrays) -> _engine.Arrays:
+    def run(self, inputs: _arrays.Arrays) -> _arrays.Arrays:
         """Returns the outputs of one call, all by name."""
         values = self._call([inputs[name] for name in self._input_names])
-        return _engine.by_name(self._output_names, list(values))
+        return _arrays.by_name(self._output_names, list(values))
 
-    def run_parallel(self, inputs: _engine.Arrays, calls: int) -> None:
+    def run_parallel(self, inputs: _arrays.Arrays, calls: int) -> None:
         """Calls the model from so many threads as there are workers."""
         workers = self.config["num_workers"]
-        _engine.in_threads(lambda: self.run(inputs), calls, workers)
+        _arrays.in_threads(lambda: self.run(inputs), calls, workers)
 
     def profile(
-        self, inputs: _engine.Arrays, runs: int
+        self, inputs: _arrays.Arrays, runs: int
     ) -> tuple[list[list[dict[str, Any]]], str]:
         """Runs the frozen graph in a session that traces its operations.
 

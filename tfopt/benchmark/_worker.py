@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tfopt import artifacts
-from tfopt.benchmark import _engine, _inputs, _memory, _timing
+from tfopt.benchmark import _arrays, _engine, _inputs, _memory, _timing
 from tfopt.types import TfoptError
 
 
@@ -82,7 +82,7 @@ class Worker:
             "import_ms": (imported - begin) * 1e3,
             "load_ms": (loaded - loading) * 1e3,
             "first_ms": (ran - ready) * 1e3,
-            "rows": _engine.rows_of(inputs),
+            "rows": _arrays.rows_of(inputs),
             "signature": str(engine.signature),
             "config": engine.config,
             "private_bytes": _above(_memory.private_bytes(), private),

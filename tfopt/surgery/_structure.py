@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
 from tfopt.types import TfoptError
 
-if TYPE_CHECKING:
-    from tfopt.surgery._constants import Constants
-
-# What a layer computes from channels that are constant: float64 [channels], NaN where
-# the output is not constant.
-Transfer = Callable[["Constants"], np.ndarray]
+# What a layer computes from channels that are constant (a `_constants.Constants`):
+# float64 [channels], NaN where the output is not constant.
+Transfer = Callable[[Any], np.ndarray]
 
 
 class Refusal(Exception):
