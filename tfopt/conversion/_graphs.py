@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -140,6 +141,12 @@ def read_graph(
 def imported(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     """Returns a GraphDef as a function of tensors in order to a list of tensors.
 
+    Args:
+        graph: Its functions have names that no other graph in this process has, see
+            `with_own_functions`.
+        inputs: Names of tensors.
+        outputs: Names of tensors.
+
     Raises:
         ConversionError: TensorFlow refuses the graph.
     """
@@ -154,6 +161,34 @@ def imported(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
             f"{_errors.condense(error)}. Received: inputs={list(inputs)}, "
             f"outputs={list(outputs)}"
         ) from error
+
+
+def with_own_functions(graph: Any) -> Any:
+    """Returns a GraphDef whose functions have names that depend on all they do.
+
+    TensorFlow keeps functions by name for the whole process, where those of the model
+    that was frozen may still be.
+    """
+    if not graph.library.function:
+        return graph
+    content = graph.library.SerializeToString(deterministic=True)
+    suffix = "_" + hashlib.sha256(content).hexdigest()[:12]
+    names = {function.signature.name for function in graph.library.function}
+    renamed = tf.compat.v1.GraphDef()
+    renamed.CopyFrom(graph)
+    for function in renamed.library.function:
+        function.signature.name += suffix
+    for gradient in renamed.library.gradient:
+        gradient.function_name += suffix
+        gradient.gradient_func += suffix
+    for node in _all_nodes(renamed):
+        if node.op in names:
+            node.op += suffix
+        for value in node.attr.values():
+            for called in (value.func, *value.list.func):
+                if called.name in names:
+                    called.name += suffix
+    return renamed
 
 
 def set_shapes(

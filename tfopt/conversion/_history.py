@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ def metadata(
     """
     done = {name: value for name, value in options.items() if value}
     content = {
-        "version": importlib.import_module("tfopt").__version__,
+        "version": sys.modules["tfopt"].__version__,
         "signatures": list(signature_keys),
         "history": [{"operation": "convert", **done}],
     }

@@ -100,18 +100,19 @@ def open_source(
             f"inputs and outputs of their own. Received: {list(input_arrays)} and "
             f"{list(output_arrays)} for {_kind(model)}"
         )
+    is_path = isinstance(model, (str, os.PathLike))
+    if tags is not None and not (is_path and pathlib.Path(model).is_dir()):
+        raise ValueError(
+            f"Only a SavedModel has tags. Received: {tags!r} for {_kind(model)}"
+        )
     if is_graph:
         found = _graphs.read_graph(model, input_arrays, output_arrays)
         return _from_graph(*found, signature_key or DEFAULT_KEY, shapes)
-    if isinstance(model, (str, os.PathLike)):
+    if is_path:
         with foreign.plain(pathlib.Path(model)) as path:
             if path.is_dir():
                 return _from_saved_model(path, signature_key, tags, shapes)
             model = _keras.load(path)
-    if tags is not None:
-        raise ValueError(
-            f"Only a SavedModel has tags. Received: {tags!r} for {_kind(model)}"
-        )
     key = signature_key or DEFAULT_KEY
     if _keras.is_model(model):
         return _from_keras(model, key, shapes)
@@ -177,6 +178,7 @@ def _from_graph(
 ) -> Source:
     _check_names(inputs, shapes)
     _graphs.set_shapes(graph, inputs, shapes)
+    graph = _graphs.with_own_functions(graph)
     function = _graphs.imported(graph, [*inputs.values()], [*outputs.values()])
     specs = tuple(
         tf.TensorSpec(tensor.shape, tensor.dtype, name)

@@ -24,9 +24,10 @@ def merge(contents: Sequence[bytes]) -> bytes:
         ValueError: There is no file, or a key is in two of them.
 
     Example:
-        >>> both = merge([encoder, decoder])
-        >>> [signature.key for signature in read(both).signatures]
-        ['encode', 'decode']
+        >>> with open("model.tflite", "rb") as file:
+        ...     content = file.read()
+        >>> len(tfopt.tflite_file.read(merge([content])).signatures)
+        1
     """
     models = [unpack(content) for content in contents]
     keys = [
