@@ -200,17 +200,3 @@ def test_several_arguments_and_training_step(keras):
     data = [np.ones((2, 3), np.float32), np.full((2, 3), 4.0, np.float32)]
     for one, other in zip(model(data), flat(data), strict=True):
         np.testing.assert_allclose(one, other)
-
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.top = keras.layers.Dense(2)
-
-        def call(self, inputs):
-            return self.top(inputs)
-
-        def train_step(self, data):
-            return super().train_step(data)
-
-    with pytest.raises(TfoptError, match="train_step"):
-        to_model(flatten(called(Own(), SHAPE)))

@@ -7,6 +7,7 @@ asking what `tf.keras` is; no environment variable and no global state is touche
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -100,31 +101,72 @@ def leaf_layers(model: Any) -> Iterator[Any]:
 def clone(model: Any) -> Any:
     """Returns an uncompiled copy with its own variables and the same weights.
 
+    A subclassed model is made from its configuration. One without becomes a functional
+    model of the layers that its `call` runs, with its training step.
+
     Raises:
-        TfoptError: A subclassed model that cannot be rebuilt from its config.
+        TfoptError: A subclassed model that cannot be rebuilt in either way.
     """
     check_model(model)
     keras = module_of(model)
-    functional = isinstance(model, keras.Sequential) or (
+    if isinstance(model, keras.Sequential) or (
         hasattr(model, "input") and _is_functional(model)
-    )
+    ):
+        return _cloned_graph(model)
+    if not _has_full_config(model):
+        return _flat_copy(model, "")
     try:
-        if functional:
-            copy = keras.models.clone_model(model)
-        else:
-            copy = type(model).from_config(model.get_config())
-            copy.build_from_config(model.get_build_config())
+        copy = type(model).from_config(model.get_config())
+        copy.build_from_config(model.get_build_config())
         copy.set_weights(model.get_weights())
-        if functional and not isinstance(model, keras.Sequential):
-            # Losses are assigned, and files name their outputs, by them.
-            copy.output_names = list(model.output_names)
     except Exception as error:
-        raise TfoptError(
-            "Cannot copy the model. A subclassed model must implement `get_config` "
-            "and create all its weights in `build`; otherwise copy it yourself. "
-            f"Received: model={model.name!r} ({type(model).__name__}): {error}"
-        ) from error
+        return _flat_copy(model, str(error))
+    # Keras 3 makes the weights, but leaves the model as if it were not built.
+    copy.built = True
     return copy
+
+
+def _cloned_graph(model: Any) -> Any:
+    keras = module_of(model)
+    if hasattr(type(model), "original_class"):
+        return _flat_copy(model, "")  # it has no configuration
+    try:
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+    except Exception as error:
+        raise _no_copy(model, str(error)) from error
+    training = importlib.import_module("tfopt._keras.flatten._training")
+    if type(copy) is not type(model) and training.overrides(type(model), keras):
+        return _flat_copy(model, "")
+    if not isinstance(model, keras.Sequential):
+        # Losses are assigned, and files name their outputs, by them.
+        copy.output_names = list(model.output_names)
+    return copy
+
+
+def _has_full_config(model: Any) -> bool:
+    """Whether a subclassed model's configuration holds its constructor's arguments."""
+    if is_keras3(model):
+        return True  # it records them, or raises
+    cls = type(model)
+    takes_none = set(inspect.signature(cls).parameters) <= {"args", "kwargs", "name"}
+    return takes_none or cls.get_config is not module_of(model).Model.get_config
+
+
+def _flat_copy(model: Any, reason: str) -> Any:
+    flat = importlib.import_module("tfopt._keras.flatten")
+    try:
+        return flat.to_model(flat.flatten(model))
+    except Exception as error:
+        raise _no_copy(model, f"{reason} {error}".strip()) from error
+
+
+def _no_copy(model: Any, reason: str) -> TfoptError:
+    return TfoptError(
+        "Cannot copy the model. A subclassed model must implement `get_config` "
+        "and create all its weights in `build`; otherwise copy it yourself. "
+        f"Received: model={model.name!r} ({type(model).__name__}): {reason}"
+    )
 
 
 def _is_functional(model: Any) -> bool:

@@ -26,6 +26,7 @@ from tfopt._keras.flatten._networks import (
 )
 from tfopt._keras.flatten._opening import CannotOpen
 from tfopt._keras.flatten._shapes import resolve_shapes
+from tfopt._keras.flatten._training import training_of
 from tfopt._keras.flatten._walk import Walk, input_spec
 from tfopt.types import TfoptError
 
@@ -72,6 +73,7 @@ def flatten(model: Any, *, open_layers: bool = True) -> Graph:
         )
         resolve_shapes(graph, walk.functions)
     make_names_unique(graph.input_specs, graph.calls)
+    graph.training = training_of(model)
     return graph
 
 

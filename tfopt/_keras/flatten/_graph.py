@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._keras.flatten._training import Training
+
 
 @dataclasses.dataclass(eq=False)
 class Value:
@@ -115,6 +117,8 @@ class Graph:
         output_names: Keras's names of the outputs, by which losses are assigned;
             empty for Keras to choose.
         calls: Every layer call.
+        training: What a class with its own training step but another constructor than
+            `cls(inputs, outputs)` has beside its layers; else `None`.
     """
 
     keras: Any
@@ -125,6 +129,7 @@ class Graph:
     outputs: Any
     output_names: list[str]
     calls: list[Call]
+    training: Training | None = None
 
     def consumers(self) -> dict[Value, list[Call]]:
         """Returns the calls that take each value, one entry per call."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt._keras.flatten._graph import Graph, LayerSpec, Value
+from tfopt._keras.flatten._training import has_functional_constructor
 from tfopt.types import TfoptError
 
 
@@ -16,12 +16,13 @@ def to_model(graph: Graph) -> Any:
     """Makes the Keras model that a graph describes, with its weights.
 
     Each layer is new. A subclass of Model with a functional constructor is kept (and
-    with it its `train_step`); the names by which losses are assigned to outputs are
-    kept too, though a reloaded model has the names of its last layers.
+    with it its `train_step`), and so are the methods for training of another class
+    that has its own, with its attributes (`graph.training`). The names by which losses
+    are assigned to outputs are kept too, though a reloaded model has the names of its
+    last layers.
 
     Raises:
-        TfoptError: A layer cannot be made from its configuration, or the model's
-            class overrides training but cannot be called as `cls(inputs, outputs)`.
+        TfoptError: A layer cannot be made from its configuration.
     """
     made: dict[LayerSpec, Any] = {}
     tensors: dict[Value, Any] = {}
@@ -36,13 +37,16 @@ def to_model(graph: Graph) -> Any:
     for spec, layer in made.items():
         if spec.weights is not None:
             _set_weights(layer, spec)
-    model = _model_constructor(graph)(
+    keeps_class = has_functional_constructor(graph.model_class, graph.keras)
+    model = (graph.model_class if keeps_class else graph.keras.Model)(
         tf.nest.map_structure(tensors.__getitem__, graph.inputs),
         tf.nest.map_structure(tensors.__getitem__, graph.outputs),
         name=graph.name,
     )
     if graph.output_names:
         model.output_names = graph.output_names
+    if graph.training is not None:
+        graph.training.put_on(model)
     return model
 
 
@@ -70,38 +74,6 @@ def _set_weights(layer: Any, spec: LayerSpec) -> None:
             f"Cannot copy the layer {spec.path!r}: made from its configuration and "
             f"called, it has other weights. Received: {spec.cls.__name__} ({error})"
         ) from error
-
-
-def _model_constructor(graph: Graph) -> Any:
-    Model = graph.keras.Model
-    cls = graph.model_class
-    if not issubclass(cls, Model) or cls in (Model, graph.keras.Sequential):
-        return Model
-    if cls.__module__.split(".", 1)[0] == graph.keras.__name__:
-        return Model
-    parameters = inspect.signature(cls).parameters.values()
-    names = [parameter.name for parameter in parameters]
-    functional = any(base.__name__ == "Functional" for base in cls.__mro__)
-    variadic = {parameter.kind for parameter in parameters} >= {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }
-    if functional and (names[:2] == ["inputs", "outputs"] or variadic):
-        return cls
-    overridden = [
-        name
-        for name in ("train_step", "test_step", "predict_step", "compute_loss")
-        if getattr(cls, name, None) is not getattr(Model, name, None)
-    ]
-    if overridden:
-        raise TfoptError(
-            f"The model's class overrides {overridden} and its constructor takes no "
-            "`inputs, outputs`, so a rewritten model would lose them. Let its "
-            "constructor take `(inputs, outputs, **kwargs)`, and make the model as "
-            "`cls(inputs, outputs)`. "
-            f"Received: {cls.__module__}.{cls.__name__}"
-        )
-    return Model
 
 
 def _first(thing: Any) -> Any:

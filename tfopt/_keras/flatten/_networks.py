@@ -27,13 +27,12 @@ def network_of(layer: Any) -> Any:
     cls: Any = type(layer)
     keras = _keras.module_of(layer)
     network = layer
-    if isinstance(layer, keras.Sequential):
+    bases = [base for base in cls.__mro__ if base.__name__ == "Functional"]
+    plain = bool(bases) and cls.call is bases[0].call
+    if not plain and isinstance(layer, keras.Sequential):
         plain = cls.call is keras.Sequential.call
         if keras.__name__ == "keras":
             network = layer._functional
-    else:
-        bases = [base for base in cls.__mro__ if base.__name__ == "Functional"]
-        plain = bool(bases) and cls.call is bases[0].call
     return network if plain and getattr(network, "_nodes_by_depth", None) else None
 
 

@@ -257,6 +257,7 @@ class QuantizeAware(Method):
         weighted = _rewrite.weighted_layers(graph)
         _rewrite.bake(graph)
         lower(graph, weighted)
+        graph.training = None
         return _made(graph)
 
     def on_train_begin(self, logs: Any = None) -> None:
