@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from opening_samples import ALL, SHAPE, called, data_for, randomized
+from opening_samples import ALL, called, data_for, randomized
 
 from tfopt._keras import operations
 from tfopt._keras.flatten import flatten, to_model
