@@ -239,13 +239,49 @@ def test_what_tflite_lacks_is_named(capfd, function, signature, why):
     assert capfd.readouterr() == ("", "")
 
 
-def test_recurrent_layers_get_advice(keras):
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_recurrent_layers(keras, kind):
+    """A free batch size is what the converter cannot take; of int8, any loop."""
     layers = keras.layers
-    inputs = layers.Input((5, 3))
-    with pytest.raises(ConversionError, match=r"TensorListReserve.*lstm.*unroll=True"):
-        conversion.convert(keras.Model(inputs, layers.LSTM(4)(inputs)))
-    unrolled = keras.Model(inputs, layers.LSTM(4, unroll=True)(inputs))
-    assert conversion.convert_with_report(unrolled).signature.inputs[0].shape[0] is None
+    keras.utils.set_random_seed(0)
+    inputs = layers.Input((5, 3), name="x")
+    layer = getattr(layers, kind)(4, name="steps")
+    if kind == "GRU":
+        layer = layers.Bidirectional(layer)
+    model = keras.Model(inputs, layer(inputs))
+    x = RNG.normal(size=(16, 5, 3)).astype(np.float32)
+    expected = np.array(model(x))
+    done = conversion.convert_with_report(model)
+    assert done.signature.inputs[0].shape == (1, 5, 3)
+    assert "batch size is fixed at 1" in done.report["notes"][0]
+    (found,) = run(done.content, {"x": x[:1]}).values()
+    np.testing.assert_allclose(found, expected[:1], atol=1e-5)
+    # A generator can be read once only.
+    done = conversion.convert_with_report(
+        model, quantization="int8", representative_dataset=(row for row in x)
+    )
+    assert done.signature.inputs[0].shape == (None, 5, 3)
+    assert "unrolled" in done.report["notes"][0]
+    assert "WHILE" not in done.report["operators"]
+    (found,) = run(done.content, {"x": x}).values()
+    assert sqnr(expected, found) > 15
+    forward = getattr(layer, "forward_layer", layer)
+    assert forward.unroll is False
+
+
+def test_recurrent_layers_that_cannot_be_unrolled(keras):
+    layers = keras.layers
+    inputs = layers.Input((None, 3), name="x")
+    model = keras.Model(inputs, layers.LSTM(4)(inputs))
+    with pytest.raises(ConversionError, match=r"cannot calibrate loops.*unroll=True"):
+        conversion.convert(
+            model, quantization="int8", representative_dataset=np.ones((4, 5, 3))
+        )
+    done = conversion.convert_with_report(
+        model, quantization="float16", input_shapes={"x": [2, 7, 3]}
+    )
+    assert done.signature.inputs[0].shape == (2, 7, 3)
+    assert not any("batch" in note for note in done.report["notes"])
 
 
 def test_unquantizable_operators_are_named():

@@ -96,6 +96,11 @@ def has_loop(function: Any) -> bool:
     return any(node.op in _LOOPS for node in _nodes(function))
 
 
+def has_lists(function: Any) -> bool:
+    """Returns whether a frozen function holds tensor lists, as loops over steps do."""
+    return any(node.op == "TensorListReserve" for node in _nodes(function))
+
+
 def input_ranges(function: Any) -> dict[int, tuple[float, float]]:
     """Returns the ranges to which fake quantization clips inputs, by position."""
     ranges = {}

@@ -17,6 +17,7 @@ from tfopt.conversion import (
     _freezing,
     _history,
     _isolation,
+    _loops,
     _lowering,
     _noise,
     _reporting,
@@ -28,7 +29,7 @@ from tfopt.conversion import (
 )
 from tfopt.conversion._samples import Batch, Samples
 from tfopt.conversion._sources import Source
-from tfopt.types import Signature, VerificationError
+from tfopt.types import ConversionError, Signature, VerificationError
 
 _VERIFIED_EXAMPLES = 64
 _VERIFIED_BATCH = 32
@@ -129,15 +130,9 @@ def run(model: Any, request: Request) -> Done:
     _checking.check_limits(request.time_limit, request.memory_limit)
     clock = _Clock()
     lowering = request.lowering()
-    source = _sources.open_source(
-        model,
-        request.signature_key,
-        tags=request.tags,
-        input_arrays=request.input_arrays,
-        output_arrays=request.output_arrays,
-        input_shapes=request.input_shapes,
-    )
+    source = _open(model, request)
     clock.lap("trace")
+    notes = []
     samples = None
     if request.representative_dataset is not None:
         samples = _samples.representative(
@@ -150,17 +145,35 @@ def run(model: Any, request: Request) -> Done:
     calibration = samples.batches if samples and is_integer else ()
     with _noise.contained():
         frozen = _freezing.freeze(source.function)
+        if calibration and _freezing.has_loop(frozen):
+            unrolled = _loops.unrolled(model, lambda: _open(model, request))
+            if unrolled is not None:
+                source, frozen = unrolled
+                notes.append(_loops.UNROLLED)
         _checking.check_quantization(options, frozen, samples)
         clock.lap("freeze")
-        writer = _writing.Writer(
-            frozen,
-            source,
-            calibration,
-            request.strip_debug_info,
-            lowering,
-            _metadata(source.signature_key, request),
-        )
-        written = writer.write(dataclasses.replace(options, sparse=False))
+
+        def write(options: _lowering.Options) -> _writing.Written:
+            return _writing.Writer(
+                frozen,
+                source,
+                calibration,
+                request.strip_debug_info,
+                lowering,
+                _metadata(source.signature_key, request),
+            ).write(options)
+
+        dense = dataclasses.replace(options, sparse=False)
+        try:
+            written = write(dense)
+        except ConversionError:
+            shapes = _loops.fixed_batch(source, frozen)
+            if shapes is None:
+                raise
+            source = _open(model, request, shapes)
+            frozen = _freezing.freeze(source.function)
+            written = write(dense)
+            notes.append(_loops.FIXED_BATCH)
         content = written.content
         clock.lap("convert")
         file = tflite_file.read(content)
@@ -174,7 +187,7 @@ def run(model: Any, request: Request) -> Done:
         if options.sparse and is_run and samples is not None:
             batches, _ = _reference(source, samples)
             content, encoding = _sparse.choose(
-                content, lambda: writer.write(options).content, batches, lowering.run
+                content, lambda: write(options).content, batches, lowering.run
             )
             file = tflite_file.read(content)
             clock.lap("sparse")
@@ -196,9 +209,22 @@ def run(model: Any, request: Request) -> Done:
         "sparse": encoding,
         "verification": verification,
         "seconds": clock.seconds,
-        "notes": _reporting.notes(file, options),
+        "notes": [*notes, *_reporting.notes(file, options)],
     }
     return Done(content, file.signatures[0], report, samples if verification else None)
+
+
+def _open(
+    model: Any, request: Request, shapes: _sources.Shapes | None = None
+) -> Source:
+    return _sources.open_source(
+        model,
+        request.signature_key,
+        tags=request.tags,
+        input_arrays=request.input_arrays,
+        output_arrays=request.output_arrays,
+        input_shapes={**(request.input_shapes or {}), **(shapes or {})},
+    )
 
 
 def _metadata(key: str, request: Request) -> dict[str, bytes]:
