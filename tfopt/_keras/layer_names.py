@@ -25,8 +25,8 @@ def layer_paths(model: Any) -> dict[int, str]:
     first of its places.
 
     Example:
-        >>> list(layer_paths(model).values())
-        ['image', 'flatten', 'logits']
+        >>> {"image", "logits"} <= set(layer_paths(model).values())
+        True
     """
     paths: dict[int, str] = {}
 
