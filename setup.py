@@ -42,6 +42,7 @@ setup(
         "plot": ["matplotlib>=3.8"],
         "zstd": ["zstandard>=0.22"],
         "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
+        "litert-quantizer": ["litert-quantizer>=0.11,<0.12"],
         "test": [
             "pytest>=8",
             "hypothesis>=6",
@@ -49,6 +50,7 @@ setup(
             "mypy==2.4.1",
             "matplotlib>=3.8",
             "zstandard>=0.22",
+            "litert-quantizer>=0.11,<0.12",
         ],
     },
     entry_points={

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tfopt.conversion import _pipeline, _several
 from tfopt.types import Signature
 
-Quantization = Literal["none", "dynamic", "float16", "int8", "int16x8"]
+Quantization = Literal["none", "dynamic", "float16", "int8", "int16x8", "int4"]
 IOType = Literal["float32", "int8", "uint8", "int16"]
 
 
@@ -61,6 +61,7 @@ def convert(
     inference_input_type: IOType = "float32",
     inference_output_type: IOType = "float32",
     keep_float: str | Sequence[str] | None = None,
+    keep_int8: str | Sequence[str] | None = None,
     equalize: bool = False,
     correct_bias: bool = False,
     signature_key: str | None = None,
@@ -93,7 +94,8 @@ def convert(
             trained by `tfopt.QuantizeAware`. Such a model converts in no other mode.
             `"int16x8"` has int16 activations and int8 weights: nearly as accurate as
             float, but run by slow kernels, which not every operator has; it always
-            needs a `representative_dataset`.
+            needs a `representative_dataset`. `"int4"` is `"dynamic"` with weights of 4
+            bits, by Google's quantizer (the extra `litert-quantizer`).
         representative_dataset: Typical inputs, to calibrate `"int8"` or `"int16x8"`
             and to verify with: an array of examples [n, ...], a dictionary of such
             arrays by input name, or an iterable (or function that returns one) of
@@ -104,10 +106,12 @@ def convert(
         inference_input_type: Type of float inputs: `"int8"` or `"uint8"` in an
             `"int8"` file, `"int16"` in an `"int16x8"` file.
         inference_output_type: The same for float outputs.
-        keep_float: Layers that `"int8"` or `"dynamic"` leave in float: globs for
-            their names or leading parts of them (`"block/*"`; graph nodes, for models
-            that are not Keras), or for kinds of operators (`"DEPTHWISE_CONV_2D"`).
+        keep_float: Layers that `"int8"`, `"dynamic"` or `"int4"` leave in float:
+            globs for their names or leading parts of them (`"block/*"`; graph nodes,
+            for models that are not Keras), or for kinds of operators
+            (`"DEPTHWISE_CONV_2D"`).
             `tfopt.sensitivity` tells which are worth it.
+        keep_int8: Layers that `"int4"` stores in 8 bits, in the same way.
         equalize: Even out the ranges of channels across layers before `"int8"`
             quantization; the float model computes the same (cross-layer equalization,
             Nagel et al. 2019). For models whose channels differ by orders of magnitude.
@@ -138,8 +142,8 @@ def convert(
         verify: Run the file and compare its outputs with the model's.
         min_sqnr: Signal-to-noise ratio that every float output must reach, in dB.
             By default 80 for `"none"`, 35 for `"float16"`, 12 for `"dynamic"` and
-            `"int8"`, 15 for `"int16x8"`; of a model that was trained for it, 25 for
-            `"int8"` and 40 for `"int16x8"`.
+            `"int8"`, 6 for `"int4"`, 15 for `"int16x8"`; of a model that was trained
+            for it, 25 for `"int8"` and 40 for `"int16x8"`.
         isolate: Call TensorFlow's converter and run the file in a process of its own:
             a graph that crashes it is an error, and what it leaks is given back. By
             default wherever the system can fork.
@@ -171,6 +175,7 @@ def convert(
         inference_input_type=inference_input_type,
         inference_output_type=inference_output_type,
         keep_float=keep_float,
+        keep_int8=keep_int8,
         equalize=equalize,
         correct_bias=correct_bias,
         signature_key=signature_key,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from tfopt._keras import variables
-from tfopt.conversion import _freezing, _lowering, _verification
+from tfopt.conversion import _freezing, _int4, _lowering, _verification
 from tfopt.conversion._samples import Samples
 from tfopt.conversion._sources import Source
 from tfopt.tflite_file import TfliteFile
 from tfopt.types import ConversionError
 
-_MODES = ("none", "dynamic", "float16", "int8", "int16x8")
+_MODES = ("none", "dynamic", "float16", "int8", "int16x8", "int4")
 # Types of inputs and outputs that stand for floats, by mode.
 _IO_TYPES = {"int8": ("float32", "int8", "uint8"), "int16x8": ("float32", "int16")}
 # The modes for what `tfopt.QuantizeAware` trained a model for.
@@ -26,13 +26,13 @@ _MODES_OF_TRAINED = {
 }
 
 
-def patterns(keep_float: Any) -> tuple[str, ...]:
-    """Returns the globs of `keep_float`.
+def patterns(argument: str, value: Any) -> tuple[str, ...]:
+    """Returns the globs that an argument such as `keep_float` has.
 
     Raises:
         ValueError: They are no globs.
     """
-    return tuple(variables.as_patterns("keep_float", keep_float) or ())
+    return tuple(variables.as_patterns(argument, value) or ())
 
 
 def check_options(options: _lowering.Options, calibration_examples: int) -> None:
@@ -57,11 +57,13 @@ def check_options(options: _lowering.Options, calibration_examples: int) -> None
                 f'or "int16x8" (int16). Expected one of {types}. Received: '
                 f"{name}={value!r} with quantization={options.quantization!r}"
             )
-    if options.sparse and options.quantization == "dynamic":
+    if options.quantization == "int4":
+        _int4.check_installed()
+    if options.sparse and options.quantization in ("dynamic", "int4"):
         raise ValueError(
-            "LiteRT cannot run sparse weights with dynamic quantization, or computes "
+            "LiteRT cannot run sparse weights that it quantizes with, or computes "
             'wrong numbers from them. Use "none", "float16" or "int8". Received: '
-            "sparse=True with quantization='dynamic'"
+            f"sparse=True with quantization={options.quantization!r}"
         )
     _check_refinements(options)
     if calibration_examples < 1:
@@ -90,7 +92,8 @@ def _check_refinements(options: _lowering.Options) -> None:
             "cannot with `allow_select_tf_ops`. Received: allow_select_tf_ops=True"
         )
     for name, value, modes in (
-        ("keep_float", options.keep_float, ("int8", "dynamic")),
+        ("keep_float", options.keep_float, ("int8", "dynamic", "int4")),
+        ("keep_int8", options.keep_int8, ("int4",)),
         ("equalize", options.equalize, ("int8",)),
         ("correct_bias", options.correct_bias, ("int8",)),
     ):

@@ -29,7 +29,8 @@ class Options:
     """What the converter is to do.
 
     Attributes:
-        quantization: `"none"`, `"dynamic"`, `"float16"`, `"int8"` or `"int16x8"`.
+        quantization: `"none"`, `"dynamic"`, `"float16"`, `"int8"` or `"int16x8"`;
+            `"int4"` is made from the file of `"none"`.
         input_type: `"float32"`, `"int8"`, `"uint8"` or `"int16"`, for float inputs.
         output_type: The same for float outputs.
         allow_float: Whether int8 may leave operators in float.
@@ -37,6 +38,7 @@ class Options:
         keep_float: Globs of layers or kinds of operators that stay float.
         equalize: Whether to equalize weights across layers before quantizing.
         correct_bias: Whether to correct biases after quantizing.
+        keep_int8: Globs of layers or kinds of operators with 8 bits beside int4.
         select_tf_ops: Whether TensorFlow's kernels may fill in where TFLite has none.
     """
 
@@ -49,6 +51,7 @@ class Options:
     equalize: bool = False
     correct_bias: bool = False
     select_tf_ops: bool = False
+    keep_int8: tuple[str, ...] = ()
 
     @property
     def is_refined(self) -> bool:

@@ -53,6 +53,7 @@ class Request:
     sparse: bool
     verify: bool
     min_sqnr: float | None
+    keep_int8: Any = None
     signature_keys: Sequence[str] | None = None
     tags: Collection[str] | None = None
     input_arrays: Sequence[str] = ()
@@ -68,7 +69,8 @@ class Request:
         """What of it the file notes."""
         return {
             "quantization": self.quantization,
-            "keep_float": list(_checking.patterns(self.keep_float)),
+            "keep_float": list(self.options.keep_float),
+            "keep_int8": list(self.options.keep_int8),
             "equalize": self.equalize,
             "correct_bias": self.correct_bias,
             "allow_float_fallback": self.allow_float_fallback,
@@ -83,7 +85,8 @@ class Request:
             output_type=self.inference_output_type,
             allow_float=self.allow_float_fallback,
             sparse=self.sparse,
-            keep_float=_checking.patterns(self.keep_float),
+            keep_float=_checking.patterns("keep_float", self.keep_float),
+            keep_int8=_checking.patterns("keep_int8", self.keep_int8),
             equalize=self.equalize,
             correct_bias=self.correct_bias,
             select_tf_ops=self.allow_select_tf_ops,

@@ -48,16 +48,18 @@ def float_operators(
 def notes(file: TfliteFile, options: _lowering.Options) -> list[str]:
     """What the user should know about a file."""
     notes = []
-    stored = {"dynamic": "int8", "float16": "float16"}.get(options.quantization)
+    stored = {"dynamic": "int8", "float16": "float16", "int4": "int4"}.get(
+        options.quantization
+    )
     if stored and not constant_bytes(file).get(stored):
         notes.append(
             f"No weight was stored as {stored}: the converter leaves small tensors "
             "(below 1024 elements) as they are."
         )
-    if options.quantization == "dynamic" and _has_hybrid_depthwise(file):
+    if options.quantization in ("dynamic", "int4") and _has_hybrid_depthwise(file):
         notes.append(
-            "Depthwise convolutions with int8 weights run 2.8 to 3 times slower than "
-            "float ones on x86: LiteRT has no fast kernel for them. Leave them in "
+            "Depthwise convolutions with integer weights run 2.8 to 3 times slower "
+            "than float ones on x86: LiteRT has no fast kernel for them. Leave them in "
             'float with `keep_float="DEPTHWISE_CONV_2D"`, or use "int8" or "float16".'
         )
     flex = _verification.select_operators(file)
@@ -72,7 +74,7 @@ def notes(file: TfliteFile, options: _lowering.Options) -> list[str]:
 def _has_hybrid_depthwise(file: TfliteFile) -> bool:
     return any(
         operator.name == "DEPTHWISE_CONV_2D"
-        and graph.tensors[operator.inputs[1]].type == "INT8"
+        and graph.tensors[operator.inputs[1]].type in ("INT8", "INT4")
         for graph in file.subgraphs
         for operator in graph.operators
     )

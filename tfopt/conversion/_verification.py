@@ -22,10 +22,12 @@ from tfopt.types import (
 # Signal-to-noise ratio in dB that each output must reach, by mode. Measured on small
 # networks, MobileNetV2 and EfficientNetB0: 115-144, 68-123, 44-98 and 28-53; int8 gives
 # 15 for a softmax over 100 almost equal classes, whose values are a few steps high.
+# Weights of 4 bits gave 16 in a small network of random ones.
 MIN_SQNR = {
     "none": 80.0,
     "float16": 35.0,
     "dynamic": 12.0,
+    "int4": 6.0,
     "int8": 12.0,
     "int16x8": 15.0,
 }
@@ -42,6 +44,7 @@ _MIN_EQUAL = {
     "none": 0.99,
     "float16": 0.95,
     "dynamic": 0.8,
+    "int4": 0.6,
     "int8": 0.8,
     "int16x8": 0.8,
 }

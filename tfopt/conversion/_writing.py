@@ -12,6 +12,7 @@ from tfopt.conversion import (
     _bias_correction,
     _equalization,
     _freezing,
+    _int4,
     _lowering,
     _operators,
     _samples,
@@ -81,7 +82,9 @@ class Writer:
             ("kept_float", "equalization", "bias_correction")
         )
         kept: list[LayerOperator] = []
-        if not options.is_refined:
+        if options.quantization == "int4":
+            content, kept = self._int4(options, report)
+        elif not options.is_refined:
             content = self._plain(options)
         elif options.quantization == "dynamic":
             content, kept = self._dynamic(options, report)
@@ -133,6 +136,20 @@ class Writer:
         kept = self._kept(plain, options, report)
         dynamic = self._lowering.lower(self._frozen, options)
         return _selective.restore(dynamic, plain, kept), kept
+
+    def _int4(
+        self, options: _lowering.Options, report: dict[str, Any]
+    ) -> tuple[bytes, list[LayerOperator]]:
+        plain = self._lowering.lower(
+            self._frozen, dataclasses.replace(options, quantization="none")
+        )
+        kept = self._kept(plain, options, report)
+        wide: list[LayerOperator] = []
+        if options.keep_int8:
+            operators = self.operators(plain)
+            wide = _operators.select(operators, options.keep_int8, argument="keep_int8")
+            report["kept_int8"] = _operators.share(wide, operators)
+        return _int4.quantize(plain, kept=kept, wide=wide), kept
 
     def _int8(
         self, options: _lowering.Options, report: dict[str, Any]

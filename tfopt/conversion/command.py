@@ -57,6 +57,7 @@ def tflite_convert(
     calibration_examples: int = 256,
     allow_float_fallback: bool = False,
     keep_float: Sequence[str] | None = None,
+    keep_int8: Sequence[str] | None = None,
     equalize: bool = False,
     correct_bias: bool = False,
     inference_input_type: IOType = "float32",
@@ -98,6 +99,7 @@ def tflite_convert(
         calibration_examples: At most so many examples are taken from it.
         allow_float_fallback: Accept operators that compute on floats in an int8 file.
         keep_float: Layers or kinds of operators that int8 or dynamic leave in float.
+        keep_int8: Layers or kinds of operators that int4 stores in 8 bits.
         equalize: Even out ranges of channels across layers before int8.
         correct_bias: Correct biases by the mean error of int8.
         inference_input_type: Type of float inputs.
@@ -140,6 +142,7 @@ def tflite_convert(
         inference_input_type=inference_input_type,
         inference_output_type=inference_output_type,
         keep_float=keep_float,
+        keep_int8=keep_int8,
         equalize=equalize,
         correct_bias=correct_bias,
         signature_key=signature_key,
