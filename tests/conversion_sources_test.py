@@ -258,7 +258,10 @@ def test_recurrent_layers(keras, kind):
     np.testing.assert_allclose(found, expected[:1], atol=1e-5)
     # A generator can be read once only.
     done = conversion.convert_with_report(
-        model, quantization="int8", representative_dataset=(row for row in x)
+        model,
+        quantization="int8",
+        representative_dataset=(row for row in x),
+        allow_float_fallback=True,  # a Split stays float in some, by chance
     )
     assert done.signature.inputs[0].shape == (None, 5, 3)
     assert "unrolled" in done.report["notes"][0]

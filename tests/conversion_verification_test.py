@@ -337,7 +337,7 @@ def test_existing_ranges_outrank_the_data():
     assert step(calibrated) != pytest.approx(16 / 255, rel=0.05)
 
 
-def test_calibrating_loops_is_refused_because_it_crashes(keras):
+def test_recurrent_layers_are_unrolled_to_be_calibrated(keras):
     keras.utils.set_random_seed(0)
     inputs = keras.layers.Input((5, 3), batch_size=1)
     data = np.random.default_rng(0).normal(size=(8, 5, 3))
@@ -355,13 +355,8 @@ def test_calibrating_loops_is_refused_because_it_crashes(keras):
             allow_float_fallback=True,
         )
 
-    with pytest.raises(ConversionError, match=r"unroll=True.*dynamic"):
-        convert(recurrent())
-    left = tflite_file.float_operators(
-        tflite_file.read(convert(recurrent(unroll=True)))
-    )
-    assert {found.operator.name for found in left} <= {
-        "SPLIT",
-        "QUANTIZE",
-        "DEQUANTIZE",
-    }
+    for model in (recurrent(), recurrent(unroll=True)):
+        file = tflite_file.read(convert(model))
+        assert "WHILE" not in file.operator_counts()
+        left = {found.operator.name for found in tflite_file.float_operators(file)}
+        assert left <= {"SPLIT", "QUANTIZE", "DEQUANTIZE"}
