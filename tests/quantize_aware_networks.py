@@ -397,11 +397,25 @@ def group_norm(k, x):
     return k.Dense(5)(x)
 
 
+def causal_transformer(k, x):
+    x = k.Dense(8)(x)
+    x = k.Add()([x, k.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)])
+    x = k.Add()([x, k.Dense(8)(k.Dense(16, activation="relu")(x))])
+    return k.Dense(5)(x)
+
+
+def masked_softmax(k, x):
+    scores = k.Dot(axes=2)([k.Dense(4)(x), k.Dense(4)(x)])
+    near = np.abs(np.subtract.outer(np.arange(12), np.arange(12))) < 3
+    return k.Dense(5)(k.Dot(axes=(2, 1))([k.Softmax()(scores, near[None]), x]))
+
+
 IMAGE, VECTOR, SERIES, VOLUME, WORDS = (8, 8, 3), (8,), (12, 4), (6, 6, 6, 2), (7,)
 NETWORKS = {
     "attention_pooling": Network(attention_pooling, (SERIES,)),
     "audio": Network(audio, (SERIES,)),
     "audio_autoencoder": Network(audio_autoencoder, (SERIES,)),
+    "causal_transformer": Network(causal_transformer, (SERIES,)),
     "channel_attention": Network(channel_attention, (IMAGE,)),
     "dense_block": Network(dense_block, (IMAGE,)),
     "discriminator": Network(discriminator, (IMAGE,)),
@@ -433,6 +447,7 @@ NETWORKS = {
     "inception": Network(inception, (IMAGE,)),
     "inverted_residual": Network(inverted_residual, (IMAGE,)),
     "limited": Network(limited, (IMAGE,)),
+    "masked_softmax": Network(masked_softmax, (SERIES,)),
     "merges": Network(merges, (IMAGE,)),
     "metric": Network(metric, (VECTOR,)),
     "mixer": Network(mixer, ((6, 5),)),

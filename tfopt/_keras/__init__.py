@@ -118,12 +118,25 @@ def clone(model: Any) -> Any:
     try:
         copy = type(model).from_config(model.get_config())
         copy.build_from_config(model.get_build_config())
-        copy.set_weights(model.get_weights())
+        set_weights(copy, model.get_weights())
     except Exception as error:
         return _flat_copy(model, str(error))
     # Keras 3 makes the weights, but leaves the model as if it were not built.
     copy.built = True
     return copy
+
+
+def set_weights(layer: Any, weights: list[Any]) -> None:
+    """Gives a layer or model its weights, and what its layers derive from them.
+
+    Raises:
+        ValueError: They are not what it has.
+    """
+    layer.set_weights(weights)
+    for inner in layer._flatten_layers():
+        # Normalization computes with copies of what `adapt` found.
+        if inner.built and hasattr(inner, "finalize_state"):
+            inner.finalize_state()
 
 
 def _cloned_graph(model: Any) -> Any:
@@ -132,7 +145,7 @@ def _cloned_graph(model: Any) -> Any:
         return _flat_copy(model, "")  # it has no configuration
     try:
         copy = keras.models.clone_model(model)
-        copy.set_weights(model.get_weights())
+        set_weights(copy, model.get_weights())
     except Exception as error:
         raise _no_copy(model, str(error)) from error
     training = importlib.import_module("tfopt._keras.flatten._training")

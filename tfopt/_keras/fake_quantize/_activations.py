@@ -57,6 +57,7 @@ class ActivationRange:
         nonnegative: The input is known to be >= 0, so only its maximum is computed.
         bits: 8: asymmetric int8 codes. 16: symmetric int16 codes.
         observing: Whether the range is followed but nothing is rounded yet.
+        room: How far below the smallest value the range begins.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ActivationRange:
         nonnegative: bool = False,
         bits: int = 8,
         observing: bool = False,
+        room: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,6 +80,7 @@ class ActivationRange:
         self.nonnegative = nonnegative
         self.bits = bits
         self.observing = observing
+        self.room = room
 
     def build(self, input_shape: Any) -> None:
         self.minimum = _add_state(self, "minimum")
@@ -127,7 +130,10 @@ class ActivationRange:
 
     def _seen(self, inputs: Any) -> tuple[Any, Any]:
         """Returns the range of one batch, as scalars that no gradient flows through."""
-        inputs = tf.stop_gradient(inputs)
+        low, high = self._seen_alone(tf.stop_gradient(inputs))
+        return low - self.room, high
+
+    def _seen_alone(self, inputs: Any) -> tuple[Any, Any]:
         if self.range_tracking == "percentile":
             return _statistics.percentiles(inputs, self.nonnegative, self.percentile)
         if self.range_tracking == "mse":
@@ -182,6 +188,7 @@ class ActivationRange:
             "nonnegative": self.nonnegative,
             "bits": self.bits,
             "observing": self.observing,
+            "room": self.room,
         }
 
 

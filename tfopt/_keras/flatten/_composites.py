@@ -70,7 +70,32 @@ def run_of(
     parameters = inspect.signature(layer.call).parameters
     if "training" in parameters:
         kwargs = {**kwargs, "training": training}
+    if type(layer).__name__ in _COMPOSITES and kwargs.get("use_causal_mask"):
+        kwargs = _with_causal_mask(layer, args, kwargs)
     return lambda: layer.call(*_cast(layer, args), **_cast(layer, kwargs))
+
+
+def _with_causal_mask(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Gives attention its causal mask, where nothing else masks, as a constant.
+
+    Keras computes it of shapes, by operations, or inside of one operation.
+    """
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    shapes = [given[name].shape[1] for name in ("query", "value")]
+    if given.get("attention_mask") is not None or None in shapes:
+        return kwargs
+    mask = _causal(given["query"], given["value"])
+    return {**kwargs, "use_causal_mask": False, "attention_mask": mask}
+
+
+def _causal(query: Any, value: Any = None) -> np.ndarray:
+    """Returns a causal mask [1, targets, sources], True where a source is seen."""
+    sizes = (query.shape[1], (query if value is None else value).shape[1])
+    if None in sizes:
+        raise _opening.CannotOpen("its causal mask has no fixed size")
+    return np.tril(np.ones(sizes, bool))[None]
 
 
 def _is_keras_class(cls: type) -> bool:
@@ -139,10 +164,7 @@ def _attention(
     if bias is not None:
         scores = ops.add(scores, bias)
     if operation.is_causal:
-        sizes = scores.shape[2:]
-        if None in sizes:
-            raise _opening.CannotOpen("its causal mask has no fixed size")
-        causal = np.tril(np.ones(sizes, bool))[None, None]
+        causal = _causal(query, key)[None]
         mask = causal if mask is None else ops.logical_and(mask, causal)
     if mask is not None:
         scores = ops.where(mask, scores, -1e9 if scores.dtype != "float16" else -6e4)

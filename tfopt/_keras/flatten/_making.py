@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._keras.flatten._graph import Graph, LayerSpec, Value
 from tfopt._keras.flatten._training import has_functional_constructor
 from tfopt.types import TfoptError
@@ -68,7 +69,7 @@ def make_layer(spec: LayerSpec) -> Any:
 
 def _set_weights(layer: Any, spec: LayerSpec) -> None:
     try:
-        layer.set_weights(spec.weights)
+        _keras.set_weights(layer, spec.weights or [])
     except ValueError as error:
         raise TfoptError(
             f"Cannot copy the layer {spec.path!r}: made from its configuration and "

@@ -26,6 +26,7 @@ from tfopt._keras.operations._layers import Classes, classes
 from tfopt.types import TfoptError
 
 __all__ = [
+    "MASK",
     "Classes",
     "allowed",
     "bound",
@@ -46,6 +47,8 @@ __all__ = [
 
 name_of = _names.name_of
 allowed = _names.allowed
+# Name of the variable of a Weight that holds what scores of attention may be at most.
+MASK = "mask_limits"
 find = _names.find
 
 

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import tensorflow as tf
+
 from tfopt._keras import operations
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
 
@@ -25,6 +27,10 @@ class Builder:
     def __init__(self, graph: Graph) -> None:
         self.keras = graph.keras
         self.unique_name = graph.name_maker()
+        # Of the graph as it was: values stay when what makes them is replaced.
+        self.consumers = graph.consumers()
+        for value in tf.nest.flatten(graph.outputs):
+            self.consumers.pop(value, None)
         self._layers: dict[tuple[LayerSpec, str], LayerSpec | None] = {}
         self._calls: list[Call] = []
 

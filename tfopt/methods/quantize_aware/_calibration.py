@@ -65,6 +65,8 @@ def _structured(tensors: list[tf.Tensor], model: Any) -> Any:
 
 def _fitted(item: Any, inputs: Sequence[Any]) -> list[tf.Tensor]:
     names = [tensor.name for tensor in inputs]
+    if isinstance(item, tuple) and item and isinstance(item[0], (Mapping, tuple)):
+        item = item[0]  # what `fit` takes: inputs, labels, weights
     if isinstance(item, Mapping):
         values = [item.get(name) for name in names]
     else:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import operations
-from tfopt._keras.flatten import Call
+from tfopt._keras.flatten import Call, Value
 from tfopt.methods.quantize_aware._rule import Rule, Unsupported
 
 _COMPUTE = Rule("compute")
@@ -23,6 +23,8 @@ _AVERAGES = Rule("same_scale", averages=True)
 _IDENTITY = Rule("identity")
 _ONE_SCALE = Rule("compute", one_scale=True)
 _SELECTS = Rule("compute", one_scale=True, selects=True)
+
+_MASKS = Rule("compute", masks=True)
 
 _INTEGERS = Unsupported("it computes no floats", wanted=True)
 
@@ -96,7 +98,16 @@ def _selection(call: Call) -> Rule | Unsupported:
     """Larger or smaller of two tensors."""
     if not _makes_floats(call):
         return _INTEGERS
+    if any(map(_is_mask, call.inputs)):
+        return _MASKS
     return _SELECTS if len(call.inputs) == 2 else _ARITHMETIC
+
+
+def _is_mask(value: Value) -> bool:
+    return (
+        value.producer is not None
+        and value.producer.layer.config.get("weight_name") == operations.MASK
+    )
 
 
 def _softmax(rule: Rule) -> Callable[[Call], Rule | Unsupported]:

@@ -17,6 +17,7 @@ class Range:
         path: The same with the models it is in.
         fixed: Minimum and maximum where the int8 kernel fixes them.
         nonnegative: All the tensors come from ReLUs and the like.
+        room: How far the range reaches below the smallest value, for masked places.
         keep_peaks: The largest values matter most: outputs of the model and inputs
             of softmax. A mean of batch maxima would clip them.
     """
@@ -26,6 +27,7 @@ class Range:
     fixed: tuple[float, float] | None = None
     nonnegative: bool = False
     keep_peaks: bool = False
+    room: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,7 @@ def share_with_concatenations(
         shared = points[last[-1]].range
         shared.nonnegative = all(nonnegative.get(x, True) for x in group)
         # A mean over tensors that are seen in turn would be the range of none.
+        shared.room = max(x.room for x in group)
         shared.keep_peaks = len(last) > 1 or any(x.keep_peaks for x in group)
         for value in members:
             points[value] = dataclasses.replace(

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt import affine
-from tfopt._keras import fake_quantize
+from tfopt._keras import fake_quantize, operations
 from tfopt._keras.flatten import Call, Graph, LayerSpec, Value
 from tfopt.methods.quantize_aware._placement import Plan
 from tfopt.methods.quantize_aware._ranges import Range
@@ -135,6 +136,7 @@ class _Inserter:
             "percentile": numbers.percentile,
             "nonnegative": how.nonnegative,
             "observing": numbers.observing,
+            "room": how.room,
         }
         return LayerSpec(self._classes.ActivationRange, config, how.path)
 
@@ -179,6 +181,7 @@ def bake(graph: Graph) -> None:
     for call in graph.calls:
         if call.layer in ranges:
             call.kwargs = {}
+            _bake_mask(call.inputs[0].producer, ranges[call.layer])
     for spec in graph.layers():
         if spec in ranges:
             _bake_range(spec, layers.FixedActivationRange, ranges[spec])
@@ -189,6 +192,12 @@ def bake(graph: Graph) -> None:
             spec.config = _without(spec.config, "statistics_frozen")
         if "dtype" in spec.config:
             spec.config = {**spec.config, "dtype": _float32(spec.config["dtype"])}
+
+
+def _bake_mask(made: Call | None, bounds: tuple[float, float]) -> None:
+    """Brings the numbers of a mask into the range of the scores."""
+    if made and made.layer.weight_names == [operations.MASK] and made.layer.weights:
+        made.layer.weights = [np.clip(made.layer.weights[0], *bounds)]
 
 
 def _mark(graph: Graph, scheme: str) -> None:

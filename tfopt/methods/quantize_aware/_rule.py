@@ -24,6 +24,7 @@ class Rule:
         averages: The output has the range of the input, but is rounded anew.
         takes_floats: Whether its inputs are numbers to quantize, and not indices.
         selects: With `one_scale`, the output is one of the inputs.
+        masks: The smaller of scores and a constant mask, in the range of the scores.
     """
 
     role: Literal["compute", "same_scale", "identity", "constant", "batch_norm", "relu"]
@@ -34,6 +35,7 @@ class Rule:
     averages: bool = False
     takes_floats: bool = True
     selects: bool = False
+    masks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tfopt.methods.quantize_aware._building import Builder, Expansion, expand_al
 from tfopt.methods.quantize_aware._canonical import (
     _activations,
     _layers,
+    _masks,
     _norms,
     _operations,
     _recurrent,
@@ -37,6 +38,7 @@ _ROWS: Mapping[str, Expansion] = {
     "Multiply": _layers.chain,
     "RMSNormalization": _norms.rms_norm,
     "ReLU": _activations.leaky_relu_layer,
+    "Softmax": _masks.softmax_layer,
     "SeparableConv1D": _layers.separable,
     "SeparableConv2D": _layers.separable,
     "TimeDistributed": _layers.time_distributed,

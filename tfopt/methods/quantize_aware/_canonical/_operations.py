@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfopt._keras import operations
 from tfopt._keras.flatten import Call, LayerSpec, Value
 from tfopt.methods.quantize_aware._building import Builder, Expansion
+from tfopt.methods.quantize_aware._canonical import _masks
 
 _MULTIPLY, _SUBTRACT = "math.multiply", "math.subtract"
 
@@ -182,6 +183,10 @@ def _arithmetic(build: Builder, call: Call) -> Value | None:
     ]
     if tie is None or len(constants) != 1:
         return None
+    if function == "math.add":
+        masked = _masks.added(build, call, tie, constants[0])
+        if masked is not None:
+            return masked
     made = _constant(build, call.layer, constants[0], tie)
     x, y = (each if isinstance(each, Value) else made for each in (x, y))
     return build.operation(call.layer, "sum", function, (x, y), call.output.shape)
@@ -380,4 +385,5 @@ ROWS: Mapping[str, Callable[[Builder, Call], Value | None]] = {
     "square": _square,
     "squared_difference": _squared_difference,
     "variance": _variance,
+    "where": _masks.where,
 }
