@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt import tflite_file
+from tfopt import data, inspection, tflite_file
 from tfopt.conversion import command
 from tfopt.types import TfoptError, UsageError
 
@@ -196,6 +196,49 @@ def test_nothing_is_written_unless_everything_can_be(saved, tmp_path):
             saved_model_dir=folder, isolate=False, **all_outputs(tmp_path / "out")
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_inspection_shows_how_the_file_was_made(built):
+    folder, _ = built
+    content = (folder / "net.tflite").read_bytes()
+    found = inspection.inspect(content)
+    (note,) = (note for note in found.notes if note.startswith("Made by tfopt"))
+    assert note.endswith(": convert quantization=int8")
+    assert note in found.report(largest=3).text().replace("\n", " ")
+    bare = tflite_file.rewrite(content, strip_debug_info=True)
+    assert "tfopt" not in tflite_file.read(bare).metadata
+    other = tflite_file.rewrite(content, metadata={"tfopt": b"{"})
+    assert any("cannot be read" in item for item in inspection.inspect(other).notes)
+
+
+def function_data():
+    return {"train": (np.full((3, 2), 7), np.zeros(3)), "test": (X[:1], np.zeros(1))}
+
+
+def generated():
+    return iter(X)
+
+
+X = np.arange(6.0).reshape(3, 2)
+
+
+def test_representative_data(tmp_path):
+    np.savez(tmp_path / "split.npz", x_train=X, y_train=np.zeros(3), x_test=X[:1])
+    np.savez(tmp_path / "test.npz", x_test=X)
+    np.savez(tmp_path / "named.npz", a=X, b=X + 1)
+    np.save(tmp_path / "plain.npy", X)
+    for name in ("split.npz", "test.npz", "plain.npy"):
+        np.testing.assert_array_equal(data.load_representative(tmp_path / name), X)
+    assert list(data.load_representative(tmp_path / "named.npz")) == ["a", "b"]
+    module = __name__
+    assert np.all(data.load_representative(f"{module}:function_data") == 7)
+    assert next(data.load_representative(f"{module}:generated"))[1] == 1
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    for spec in ("bad.npy", "none.npy", "none.npz", "x.csv"):
+        with pytest.raises(TfoptError, match=spec.split(".")[0]):
+            data.load_representative(tmp_path / spec)
+    with pytest.raises(TfoptError, match="no_such"):
+        data.load_representative(f"{module}:no_such")
 
 
 def test_from_make(saved, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -191,12 +192,29 @@ def _recurrent(operator: Operator, subgraph: Subgraph) -> int | None:
     return None if steps is None else steps * sum(matrices)
 
 
+def _history(entry: bytes | None) -> list[str]:
+    """Returns how tfopt made the file, as the file itself notes it."""
+    if entry is None:
+        return []
+    try:
+        content = json.loads(entry)
+        steps = [dict(step) for step in content["history"]]
+        done = "; ".join(
+            " ".join([step.pop("operation"), *(f"{k}={v}" for k, v in step.items())])
+            for step in steps
+        )
+        return [f"Made by tfopt {content['version']}: {done}"]
+    except (ValueError, TypeError, KeyError):
+        return ["Metadata `tfopt` cannot be read: it is of another version"]
+
+
 def _notes(file: tflite_file.TfliteFile) -> list[str]:
     notes = []
     if file.description:
         notes.append(f"Description: {file.description}")
     if file.metadata:
         notes.append(f"Metadata: {', '.join(sorted(file.metadata))}")
+    notes += _history(file.metadata.get("tfopt"))
     custom = sorted(
         {
             operator.name

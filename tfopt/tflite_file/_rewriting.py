@@ -21,8 +21,8 @@ from tfopt.types import TfoptError
 
 # The schema demands it (`force_align: 16`), but Python's generated code forgets it.
 _DATA_ALIGNMENT = 16
-# Written by the converter for its own telemetry; no runtime reads them.
-_CONVERTER_METADATA = ("min_runtime_version", "CONVERSION_METADATA")
+# Written by the converter for its own telemetry, and by tfopt; no runtime reads them.
+_CONVERTER_METADATA = ("min_runtime_version", "CONVERSION_METADATA", "tfopt")
 
 
 def rewrite(
@@ -46,8 +46,8 @@ def rewrite(
         input_names: Names of the first subgraph's inputs, in its order.
         output_names: The same for its outputs.
         strip_debug_info: Drop all names except those of signatures and of their
-            tensors, calibrated ranges, the description and the converter's
-            metadata. Other metadata, such as labels for an application, stays.
+            tensors, calibrated ranges, the description, and the metadata of the
+            converter and of tfopt. Other metadata, such as labels for an application, stays.
         metadata: Entries to add, or to put in the place of those of the same name.
 
     Returns:
