@@ -47,7 +47,8 @@ def rewrite(
         output_names: The same for its outputs.
         strip_debug_info: Drop all names except those of signatures and of their
             tensors, calibrated ranges, the description, and the metadata of the
-            converter and of tfopt. Other metadata, such as labels for an application, stays.
+            converter and of tfopt. Other metadata, such as labels for an application,
+            stays.
         metadata: Entries to add, or to put in the place of those of the same name.
 
     Returns:
