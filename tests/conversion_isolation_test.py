@@ -141,6 +141,13 @@ def test_a_new_server_takes_the_place_of_one_that_was_ended(isolated):
     assert _isolation._server is not server
 
 
+def test_where_isolation_is_impossible(monkeypatch):
+    monkeypatch.setattr(_isolation, "is_possible", lambda: False)
+    with pytest.raises(TfoptError, match="use isolate=False"):
+        conversion.convert(doubled(), isolate=True)
+    assert conversion.convert(doubled())  # by default, in this process then
+
+
 def test_a_server_that_cannot_start_says_why(monkeypatch, isolated):
     isolated.lower(doubled(), FLOAT)
     monkeypatch.setattr(_isolation, "_server", None)

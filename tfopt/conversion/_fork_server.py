@@ -68,21 +68,21 @@ def _serve(control: socket.socket, descriptors: list[int], limit: int) -> None:
 
 def _run(descriptor: int, log: int, limit: int) -> NoReturn:
     """Does one job in the fork."""
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if limit >= 0:
-        size = _data_bytes() + limit
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         port = Connection(descriptor)
-        port.send(_answer(port))
+        port.send(_answer(port, limit))
     finally:
         # Without the destructors of a model that may be broken.
         os._exit(0)
 
 
-def _answer(port: Connection) -> tuple[str, Any]:
+def _answer(port: Connection, limit: int) -> tuple[str, Any]:
     try:
+        if limit >= 0:
+            size = _data_bytes() + limit
+            resource.setrlimit(resource.RLIMIT_DATA, (size, size))
         name, arguments = port.recv()
         return "result", _JOBS[name](*arguments)
     except (TfoptError, ValueError) as error:
@@ -94,6 +94,7 @@ def _answer(port: Connection) -> tuple[str, Any]:
 
 
 def _data_bytes() -> int:
+    """Returns the memory that counts to the limit and is taken already (Linux)."""
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
             if line.startswith("VmData:"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -80,7 +81,14 @@ def frozen_signature(
     Raises:
         TfoptError: It cannot be frozen.
     """
-    frozen = memory.frozen_graph(path, signature_key=key, tags=tags)
+    try:
+        frozen = memory.frozen_graph(path, signature_key=key, tags=tags)
+    except (TfoptError, MemoryError):
+        raise
+    except Exception as error:  # of TensorFlow, which inlines functions
+        raise ConversionError(
+            f"Cannot freeze the model: {_errors.condense(error)}"
+        ) from error
     graph = tf.compat.v1.GraphDef.FromString(frozen.content)
     if any(node.op in _STATE for node in _all_nodes(graph)):
         return None
@@ -203,8 +211,10 @@ def set_shapes(
         node.attr.pop("_output_shapes", None)
 
 
-def loaded(path: pathlib.Path, tags: Collection[str] | None, key: str) -> Any:
-    """Returns a signature of a SavedModel as TensorFlow loads it.
+def loaded(
+    path: pathlib.Path, tags: Collection[str] | None, key: str
+) -> tuple[Any, Any]:
+    """Returns a signature of a SavedModel as TensorFlow loads it, and its owner.
 
     Raises:
         TfoptError: TensorFlow cannot load it.
@@ -217,21 +227,27 @@ def loaded(path: pathlib.Path, tags: Collection[str] | None, key: str) -> Any:
             "TensorFlow cannot load the SavedModel. "
             f"Received: {os.fspath(path)!r} ({_errors.condense(error)})"
         ) from error
-    function.tfopt_owner = owner  # functions refer to variables weakly
-    return function
+    return function, owner
 
 
-def runner(function: Any) -> Run:
-    """Returns a loaded signature as a function of arrays by name."""
-    specs = function.structured_input_signature[1]
+def runner(function: Any, owner: Any) -> Run:
+    """Returns a loaded signature as a function of arrays by name.
 
-    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = {
-            name: tf.constant(inputs[name], spec.dtype) for name, spec in specs.items()
-        }
-        return {name: value.numpy() for name, value in function(**given).items()}
+    Args:
+        function: The signature.
+        owner: What it was loaded with; functions refer to variables weakly.
+    """
+    return functools.partial(_run_loaded, function, owner)
 
-    return run
+
+def _run_loaded(
+    function: Any, _owner: Any, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    given = {
+        name: tf.constant(inputs[name], spec.dtype)
+        for name, spec in function.structured_input_signature[1].items()
+    }
+    return {name: value.numpy() for name, value in function(**given).items()}
 
 
 def _all_nodes(graph: Any) -> list[Any]:

@@ -58,9 +58,18 @@ class Isolated:
     Args:
         time_limit: Seconds that a call may take; None: no limit.
         memory_limit: Bytes that a call may allocate; None: no limit.
+
+    Raises:
+        TfoptError: This system cannot do it.
     """
 
     def __init__(self, time_limit: float | None, memory_limit: int | None):
+        if not is_possible():
+            raise TfoptError(
+                "Cannot isolate the converter. Expected a Unix system and a Python "
+                "executable that can be started; use isolate=False. Received: "
+                f"{sys.platform}, sys.executable={sys.executable!r}"
+            )
         self._limits = (time_limit, memory_limit)
         _start()
 
@@ -152,10 +161,10 @@ class _Server:
         """
         try:
             return self._do(request, time_limit, memory_limit)
-        except (TfoptError, ValueError):
+        except TfoptError:
             raise
         except BaseException:
-            self.end()  # whatever state it is in
+            self.end()  # it may be waiting for the rest of the request
             raise
 
     def _do(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from tfopt.conversion import _errors, _graphs
 from tfopt.conversion._graphs import DEFAULT_KEY
 from tfopt.types import ConversionError, TfoptError
 
+_LOGGER = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int | None]]
 
 
@@ -147,6 +149,13 @@ def _from_keras(model: Any, key: str, shapes: Shapes) -> Source:
 def _from_concrete_function(
     function: Any, key: str, owner: Any, shapes: Shapes
 ) -> Source:
+    if function.structured_input_signature is None:  # of `wrap_function`'s `prune`
+        own = function.inputs[: len(function.inputs) - len(function.captured_inputs)]
+        given = tuple(tf.TensorSpec(x.shape, x.dtype, x.op.name) for x in own)
+        names = [spec.name for spec in given]
+        return _trace(
+            function, given, names, (), key=key, owner=(function, owner), shapes=shapes
+        )
     args, kwargs = function.structured_input_signature
     leaves = tf.nest.flatten((args, kwargs))
     is_tensor = [isinstance(leaf, tf.TypeSpec) for leaf in leaves]
@@ -223,16 +232,19 @@ def _from_saved_model(
 ) -> Source:
     keys = _graphs.signature_keys(path, tags)
     key = _graphs.chosen_key(path, keys, signature_key)
+    source = None
     try:
         found = _graphs.frozen_signature(path, key, tags)
-    except TfoptError:
-        found = None  # TensorFlow's own way says why, or manages
-    if found is None:
-        function = _graphs.loaded(path, tags, key)
-        return _from_concrete_function(function, key, function.tfopt_owner, shapes)
-    source = _from_graph(*found, key, shapes)
+        if found is not None:
+            source = _from_graph(*found, key, shapes)
+    except TfoptError as error:
+        # TensorFlow's own way manages, or says why.
+        _LOGGER.debug("not frozen by tfopt: %s", error)
+    if source is None:
+        function, owner = _graphs.loaded(path, tags, key)
+        return _from_concrete_function(function, key, owner, shapes)
     try:
-        reference = _graphs.runner(_graphs.loaded(path, tags, key))
+        reference = _graphs.runner(*_graphs.loaded(path, tags, key))
     except TfoptError:
         return source  # of a kind that only sessions can run
     return dataclasses.replace(source, reference=reference)
