@@ -122,3 +122,42 @@ def test_the_datasets_of_fit_calibrate_too(keras):
     prepared = QuantizeAware(representative_dataset=data).prepare(model)
     expected = model.predict(inputs, verbose=0)
     assert rms(prepared.predict(inputs, verbose=0), expected) < 0.05 * expected.std()
+
+
+def masked_by_booleans(keras, scores, mask):
+    where = keras.ops.where if hasattr(keras, "ops") else tf.where
+    return where(mask > 0.5, scores, -1e9)
+
+
+def masked_by_a_sum(keras, scores, mask):
+    return scores + (1.0 - mask) * -1e9
+
+
+@pytest.mark.parametrize("masked", [masked_by_booleans, masked_by_a_sum])
+def test_a_mask_that_is_computed_leaves_its_scores_float(keras, masked):
+    k = keras.layers
+    keras.utils.set_random_seed(3)
+    x, mask = keras.Input((6, 4), name="x"), keras.Input((6, 6), name="mask")
+    scores = k.Dot(axes=2)([k.Dense(4)(x), k.Dense(4)(x)])
+    weights = k.Softmax()(masked(keras, scores, mask))
+    model = keras.Model([x, mask], k.Dense(3)(k.Dot(axes=(2, 1))([weights, x])))
+    seen = (RNG.random((len(SERIES), 6, 6)) > 0.4) | np.eye(6, dtype=bool)
+    data = [SERIES, seen.astype(np.float32)]
+
+    method = QuantizeAware(representative_dataset=lambda: [tuple(data)])
+    prepared = method.prepare(model)
+    kinds = {e["kind"] for e in method.report if e["treatment"] == "float"}
+    assert "Softmax" in kinds
+    assert not kinds & {"Dense", "Dot"}
+    exact = model.predict(data, verbose=0)
+    # With a range down to -1e9, all scores would be alike: 0.5 of the deviation.
+    assert rms(prepared.predict(data, verbose=0), exact) < 0.06 * exact.std()
+    content = convert(
+        method.finalize(prepared),
+        quantization="int8",
+        verify=False,
+        allow_float_fallback=True,
+    )
+    with runner.Runner(content, num_workers=1) as run:
+        got = run.run({"x": data[0], "mask": data[1]})
+    assert rms(got, exact) < 0.06 * exact.std()

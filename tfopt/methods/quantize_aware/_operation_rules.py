@@ -28,6 +28,35 @@ _MASKS = Rule("compute", masks=True)
 
 _INTEGERS = Unsupported("it computes no floats", wanted=True)
 
+# What code puts in the place of masked scores, or adds to them, is at most this. With
+# such numbers in its range, a tensor has no int8 step left for others.
+LOW = -1e3
+
+
+def has_low_numbers(value: Value) -> bool:
+    """Whether a tensor holds numbers such as -1e9, by which a mask is applied."""
+    call = value.producer
+    if call is None:
+        return False
+    kind = operations.canonical_kind(call.layer)
+    if kind in ("where", "mul"):
+        given = operations.bound(call).values()
+        constants = [x for x in given if not isinstance(x, Value) and _is_number(x)]
+        if any(np.min(np.asarray(x, np.float64)) <= LOW for x in constants):
+            return True
+    passes_on = kind in ("add", "sub", "where") or call.layer.kind in ("Add", "Dropout")
+    if not passes_on:
+        row = OPERATIONS.get(kind or "")
+        passes_on = row in (_movement, _cast, _IDENTITY) and kind is not None
+    return passes_on and any(map(has_low_numbers, call.inputs))
+
+
+def _is_number(thing: object) -> bool:
+    try:
+        return np.asarray(thing, np.float64).size > 0
+    except (TypeError, ValueError):
+        return False
+
 
 def _makes_floats(call: Call) -> bool:
     return any(tf.as_dtype(value.dtype).is_floating for value in call.outputs)

@@ -15,7 +15,10 @@ import tensorflow as tf
 from tfopt._keras import kernels, operations
 from tfopt._keras.fake_quantize import WEIGHTS
 from tfopt._keras.flatten import Call, Value
-from tfopt.methods.quantize_aware._operation_rules import operation_row
+from tfopt.methods.quantize_aware._operation_rules import (
+    has_low_numbers,
+    operation_row,
+)
 from tfopt.methods.quantize_aware._recurrence import RECURRENT, objection
 from tfopt.methods.quantize_aware._rule import Rule, Unsupported
 
@@ -81,6 +84,11 @@ def _objection(call: Call, rule: Rule) -> Unsupported | None:
         return Unsupported("its inputs are integers, which LiteRT casts to floats")
     if not rule.takes_floats and any(floats):
         return Unsupported("its indices are floats: give the Input an integer dtype")
+    if any(map(has_low_numbers, (*call.inputs, *call.outputs))):
+        return Unsupported(
+            "a mask that is computed puts numbers such as -1e9 beside its values, and "
+            "leaves them no int8 step"
+        )
     return None
 
 

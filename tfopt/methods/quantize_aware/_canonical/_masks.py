@@ -17,9 +17,8 @@ import tensorflow as tf
 from tfopt._keras import operations
 from tfopt._keras.flatten import Call, Value
 from tfopt.methods.quantize_aware._building import Builder
+from tfopt.methods.quantize_aware._operation_rules import LOW
 
-# What code adds to scores, or puts in their place, is at most this.
-_LOW = -1e3
 _PASSES, _STOPS = 1e9, -1e9
 _SOFTMAX = ("Softmax", "softmax")
 
@@ -34,7 +33,7 @@ def where(build: Builder, call: Call) -> Value | None:
         one, other, passes = other, one, ~passes
     if not isinstance(one, Value) or other is None or isinstance(other, Value):
         return None
-    if np.any(np.asarray(other, np.float64) > _LOW) or not _only_softmax(build, call):
+    if np.any(np.asarray(other, np.float64) > LOW) or not _only_softmax(build, call):
         return None
     return _masked(build, call, one, passes)
 
@@ -42,7 +41,7 @@ def where(build: Builder, call: Call) -> Value | None:
 def added(build: Builder, call: Call, scores: Value, numbers: Any) -> Value | None:
     """Masks where a sum with constants is with zeros and low numbers alone."""
     numbers = np.asarray(numbers, np.float64)
-    stops = numbers <= _LOW
+    stops = numbers <= LOW
     if not stops.any() or np.any(numbers[~stops]) or not _only_softmax(build, call):
         return None
     return _masked(build, call, scores, ~stops)
