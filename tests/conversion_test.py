@@ -170,7 +170,7 @@ def test_small_and_depthwise_weights_are_noted(keras):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"quantization": "int4"}, "quantization='int4'"),
+        ({"quantization": "int3"}, "quantization='int3'"),
         ({"quantization": "int8"}, "must see typical inputs"),
         ({"inference_input_type": "int8"}, 'need quantization="int8"'),
         ({"inference_output_type": "int32"}, "inference_output_type='int32'"),
