@@ -184,6 +184,10 @@ class QuantizeAware(Method):
             Functional model of the same Keras, uncompiled, with the same inputs,
             outputs and weights. Layers keep their names (those of nested models that
             clash become `outer_inner`); variables keep theirs.
+            A class with its own `train_step`, `compute_loss` or the like still trains
+            by it, which must compute by `self(inputs)`: attributes that hold weights
+            are left behind. Unless it is made as `cls(inputs, outputs)`, save its
+            weights, not the model; `finalize` returns a plain one.
 
         Raises:
             ValueError: A pattern of `include` or `exclude` matches no layer.
