@@ -30,7 +30,7 @@ def convert(
         The file, and its accuracy on the test examples where these are classes.
     """
     given: dict[str, Any] = {}
-    if quantization in ("int8", "int16x8"):  # ranges learned in training outrank the data's
+    if quantization in ("int8", "int16x8"):  # ranges learned in training go first
         inputs, _ = next(examples.train.batches(batch_size=_CALIBRATION_EXAMPLES))
         given["representative_dataset"] = inputs
     done = conversion.convert_with_report(model, quantization=quantization, **given)
