@@ -89,3 +89,14 @@ def check(done, sounds, reference, limit):
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
     # The control: another output of the same shape is far away.
     assert np.abs(found["note"] - reference["onset"]).max() > 0.1
+
+
+def test_layers_have_the_names_of_the_saved_model():
+    """Its function checks shapes, which keeps TensorFlow from inlining it."""
+    done = conversion.convert_with_report(
+        str(FOLDER / "saved_model"),
+        quantization="dynamic",
+        keep_float="model_1/conv2d_1",
+        verify=False,
+    )
+    assert done.report["kept_float"]["layers"] == ["model_1/conv2d_1/Conv2D"]

@@ -171,6 +171,28 @@ def imported(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
         ) from error
 
 
+def inlined(function: Any, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Puts the nodes of an imported function into the graph that is being traced.
+
+    A call of it would stay one node, whose layers could not be told apart.
+    """
+    definition = function.graph.as_graph_def()
+    # Nodes keep their names, which are the layers', unless the trace has them itself.
+    graph = tf.compat.v1.get_default_graph()
+    taken = {operation.name for operation in graph.get_operations()}
+    taken |= {f"output_{number}" for number in range(len(function.outputs))}
+    clash = any(node.name in taken for node in definition.node)
+    return tf.graph_util.import_graph_def(
+        definition,
+        input_map={
+            given.name: tensor
+            for given, tensor in zip(function.inputs, tensors, strict=True)
+        },
+        return_elements=[output.name for output in function.outputs],
+        name="model" if clash else "",
+    )
+
+
 def with_own_functions(graph: Any) -> Any:
     """Returns a GraphDef whose functions have names that depend on all they do.
 

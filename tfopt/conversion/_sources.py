@@ -194,7 +194,7 @@ def _from_graph(
         for name, tensor in zip(inputs, function.inputs, strict=True)
     )
     return _trace(
-        lambda *tensors: list(tf.nest.flatten(function(*tensors))),
+        lambda *tensors: _graphs.inlined(function, tensors),
         specs,
         list(inputs),
         list(outputs),
