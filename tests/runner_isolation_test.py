@@ -1,5 +1,6 @@
 """Runner with `isolate=True`: whatever an interpreter does, this process goes on."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -28,7 +29,8 @@ def children():
     """Process ids of this process's children, zombies included."""
     found = []
     for task in pathlib.Path("/proc/self/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+            found += map(int, (task / "children").read_text().split())
     return set(found)
 
 

@@ -1,5 +1,6 @@
 """Runner: how workers, threads and rows are chosen, and what memory allows."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -211,7 +212,8 @@ def children_of(pid):
     main = os.getpid() if pid == "self" else pid
     found = []
     for task in pathlib.Path(f"/proc/{main}/task").iterdir():
-        found += (task / "children").read_text().split()
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+            found += (task / "children").read_text().split()
     return found
 
 
