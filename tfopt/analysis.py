@@ -80,7 +80,7 @@ def sensitivity(
     sparsities: Sequence[float] | None = None,
     score: str | None = None,
     structure: str | None = None,
-    mode: Literal["alone", "restored", "both"] | None = None,
+    mode: Literal["alone", "restored", "both", "whole"] | None = None,
     examples: int | None = None,
     calibration_examples: int | None = None,
     signature_key: str | None = None,
@@ -114,7 +114,8 @@ def sensitivity(
         score: `"prune"` only: "magnitude" (default) or "random".
         structure: `"prune"` only: as for `Prune`, but not "m:n".
         mode: Quantization only: quantize only one layer ("alone", the default), all
-            but one ("restored"), or "both", one after the other.
+            but one ("restored"), or "both", one after the other; or only all layers
+            together ("whole").
         examples: Quantization only: how many examples are compared; 512 by default.
         calibration_examples: Quantization only: how many of them tell the ranges of
             activations; 256 by default.

@@ -148,6 +148,23 @@ class Split:
         indices = tf.data.Dataset.from_tensor_slices(epochs).flat_map(indices_of)
         return self._look_up(indices)
 
+    def scaled(self, factor: float) -> Split:
+        """Returns the examples with their inputs as float32, times a factor.
+
+        Example:
+            >>> Split((np.full([1, 2], 255, np.uint8), [0])).scaled(1 / 255).arrays()
+            (array([[1., 1.]], dtype=float32), array([0]))
+        """
+        inputs, labels = self.arrays()
+        number = np.float32(factor)
+        if isinstance(inputs, dict):
+            scaled: Arrays = {
+                name: item.astype(np.float32) * number for name, item in inputs.items()
+            }
+        else:
+            scaled = inputs.astype(np.float32) * number
+        return Split((scaled, labels), self.name)
+
     def num_batches(self, *, batch_size: int = 32) -> int:
         """Returns how many batches `dataset` has; a dataset is read once to count.
 
@@ -328,6 +345,21 @@ def load_representative(spec: str | os.PathLike[str]) -> Any:
 
 def _has_split(file: Mapping[str, np.ndarray], name: str) -> bool:
     return any(key == f"x_{name}" or key.startswith(f"x_{name}/") for key in file)
+
+
+def has_training_part(path: str | os.PathLike[str]) -> bool:
+    """Returns whether an `.npz` file holds training examples with their labels.
+
+    Raises:
+        TfoptError: The file is missing or damaged.
+
+    Example:
+        >>> has_training_part("testdata/mnist.npz")
+        True
+    """
+    with _opened(os.fspath(path)) as file:
+        heads = {name.split("/")[0] for name in file}
+    return {"x_train", "y_train"} <= heads
 
 
 def _load_npz(path: str) -> Data:

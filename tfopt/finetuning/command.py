@@ -8,8 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from tfopt import data, finetuning, methods
 from tfopt.finetuning import FinetuneResult
 from tfopt.methods._base import Method
@@ -209,18 +207,4 @@ def _load(spec: str | os.PathLike[str], scale: float) -> data.Data:
     loaded = data.load_data(spec)
     if scale == 1:
         return loaded
-    return data.Data(
-        train=_scaled(loaded.train, scale), test=_scaled(loaded.test, scale)
-    )
-
-
-def _scaled(split: data.Split, scale: float) -> data.Split:
-    inputs, labels = split.arrays()
-    factor = np.float32(scale)
-    if isinstance(inputs, dict):
-        scaled: data.Arrays = {
-            name: item.astype(np.float32) * factor for name, item in inputs.items()
-        }
-    else:
-        scaled = inputs.astype(np.float32) * factor
-    return data.Split((scaled, labels), split.name)
+    return data.Data(train=loaded.train.scaled(scale), test=loaded.test.scaled(scale))

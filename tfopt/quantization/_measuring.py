@@ -34,7 +34,7 @@ from tfopt.quantization._scores import ScoreFile
 from tfopt.report import accuracy
 
 METHODS = _variants.METHODS
-MODES = ("alone", "restored", "both")
+MODES = ("alone", "restored", "both", "whole")
 _BATCH = 32
 
 Metric = str | Callable[[Any, Any], float] | None

@@ -1,0 +1,217 @@
+"""What all stages of the search share: trials, verdicts, time, and noted decisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt import report
+from tfopt.optimizing import _judging
+from tfopt.optimizing._judging import Objective
+from tfopt.optimizing._problem import Problem
+from tfopt.optimizing._trials import Study, Trial
+from tfopt.quantization import QuantizationSensitivity, measure
+from tfopt.recipe import Recipe, Rule
+from tfopt.runner import Runner
+
+_LOGGER = logging.getLogger(__name__)
+_SENSITIVITY_EXAMPLES = 512
+# A narrower interval of sparsities is not worth another trial.
+_BISECTION_STEP = 0.015
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How candidates are trained.
+
+    Attributes:
+        epochs: Passes of each training; None: as many as there is time for.
+        batch_size: Examples in each step.
+        learning_rate: At the start; it falls to zero along a cosine.
+        optimizer: Name of a Keras optimizer.
+        loss: Name of a Keras loss; None: found out, see `tfopt.finetune`.
+    """
+
+    epochs: int | None
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    loss: str | None
+
+
+@dataclasses.dataclass
+class Search:
+    """The state of a search.
+
+    Attributes:
+        problem: The task.
+        study: The trials.
+        budget: By how much the metric may be worse.
+        objective: What is to be small.
+        methods: Names of the methods that may be used.
+        time_budget: Seconds for everything; None: no limit.
+        training: How candidates are trained.
+        has_teacher: Whether there is one to learn from.
+        output: The output that is judged, where there are several.
+        notes: What was decided, and why.
+    """
+
+    problem: Problem
+    study: Study
+    budget: float
+    objective: Objective
+    methods: frozenset[str]
+    time_budget: float | None
+    training: Training
+    has_teacher: bool
+    output: str | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of the time, that of earlier runs counted."""
+        if self.time_budget is None:
+            return float("inf")
+        return self.time_budget - self.study.spent
+
+    def attempt(
+        self,
+        name: str,
+        steps: Sequence[Mapping[str, Any]],
+        *,
+        rules: Sequence[Rule] = (),
+        parent: Trial | None = None,
+    ) -> Trial:
+        """Makes and measures a candidate, unless it is there already."""
+        recipe = Recipe(steps=steps, rules=rules, name=name, seed=self.study.seed)
+        trial = self.study.run(recipe, parent=parent)
+        verdict = self.judge(trial)
+        _LOGGER.info("%s: %s, %s", name, verdict.verdict, verdict.reason)
+        return trial
+
+    def judge(self, trial: Trial) -> _judging.Judgement:
+        """Returns the verdict over a trial."""
+        return _judging.judge(trial, self.problem, self.budget)
+
+    def is_accepted(self, trial: Trial) -> bool:
+        """Whether a trial keeps the budget on the examples that are searched on."""
+        return self.judge(trial).verdict == "accepted"
+
+    def drop(self, trial: Trial) -> float:
+        """Returns by how much a trial is worse; infinite where it failed."""
+        found = self.judge(trial).drop
+        return float("inf") if found is None else found
+
+    def bisect(
+        self,
+        attempt: Callable[[float], Trial],
+        *,
+        low: float,
+        high: float,
+        first: float,
+        tries: int,
+        seconds: float = 0.0,
+    ) -> Trial | None:
+        """Looks for the highest fraction whose trial is accepted.
+
+        Args:
+            attempt: Fraction -> trial.
+            low: A fraction that is surely fine.
+            high: One that surely isn't.
+            first: Where to begin.
+            tries: Trials at most.
+            seconds: What one is expected to take; it is not begun without.
+
+        Returns:
+            The accepted trial with the highest fraction; None if there is none.
+        """
+        best, value = None, first
+        for _ in range(tries):
+            if self.seconds_left < seconds:
+                self.notes.append("Bisection ended early: no time is left.")
+                break
+            trial = attempt(value)
+            if self.is_accepted(trial):
+                best, low = trial, value
+            else:
+                high = value
+            value = round((low + high) / 2, 3)
+            if high - low < 2 * _BISECTION_STEP:
+                break
+        return best
+
+    def sensitivity(self, methods: Sequence[str], mode: str) -> QuantizationSensitivity:
+        """Returns scores of layers, from the file of scores where they are there.
+
+        Args:
+            methods: See `tfopt.sensitivity`.
+            mode: Likewise.
+        """
+        inputs = {
+            name: array[:_SENSITIVITY_EXAMPLES]
+            for name, array in self.problem.search.inputs.items()
+        }
+        single = inputs[""] if list(inputs) == [""] else inputs
+        count = len(next(iter(inputs.values())))
+        found = measure(
+            self.problem.model,
+            (single, np.arange(count)),
+            methods=methods,
+            mode=mode,
+            metric=self._metric(single),
+            higher_is_better=self.problem.quality.higher_is_better,
+            examples=count,
+            cache=self.study.folder / "sensitivity_scores.json",
+        )
+        found.save(self.study.folder / f"sensitivity_{mode}.json")
+        return found
+
+    def _metric(self, inputs: Any) -> Callable[[Any, Any], float]:
+        """Returns the metric as a function of outputs and numbers of examples."""
+        quality = self.problem.quality
+        if quality.metric is not None:
+            labels, function = (
+                self.problem.search.labels,
+                report.find_metric(quality.metric).function,
+            )
+
+            def task_metric(outputs: Any, rows: np.ndarray) -> float:
+                judged, wanted = outputs, labels
+                if isinstance(outputs, Mapping):
+                    judged = outputs[self.output]
+                if isinstance(labels, Mapping):
+                    wanted = labels[self.output]
+                return float(function(judged, wanted[rows]))
+
+            return task_metric
+        with Runner(str(self.study.baseline.path)) as runner:
+            reference = _by_name(runner.run(inputs))
+
+        def agreement(outputs: Any, rows: np.ndarray) -> float:
+            found = _by_name(outputs)
+            expected = {name: value[rows] for name, value in reference.items()}
+            judged = self.output or next(iter(expected))
+            value = report.agreement(found, expected, judged)[quality.name]
+            return float("nan") if value is None else value
+
+        return agreement
+
+
+def convert(**options: Any) -> dict[str, Any]:
+    """Returns the last step of a recipe for a `.tflite` file.
+
+    The trial judges by the metric, so the converter's own limit on noise is lifted;
+    names inside of the file are left out.
+    """
+    integer = options.get("quantization") in ("int8", "int16x8")
+    more = {"allow_float_fallback": True} if integer else {}
+    more |= {"strip_debug_info": True, "min_sqnr": -100.0}
+    return {"do": "convert", **options, **more}
+
+
+def _by_name(outputs: Any) -> Mapping[str, np.ndarray]:
+    return outputs if isinstance(outputs, Mapping) else {"": outputs}
