@@ -158,7 +158,6 @@ def optimize(
         time_budget=time_budget,
         training=Training(epochs, batch_size, learning_rate, optimizer, loss),
         has_teacher=teacher is not None,
-        output=output,
     )
     stages = _planning.stages(search, wanted, recipe)
     if not dry_run:

@@ -212,7 +212,8 @@ def make_report(
 def _candidate_table(
     candidates: Sequence[Candidate], context: Mapping[str, Any]
 ) -> Table:
-    rows, reasons = {}, {}
+    rows: dict[str, dict[str, Any]] = {}
+    reasons = {}
     for item in candidates:
         name = _free(item.name, rows)
         rows[name] = _row(item)

@@ -56,7 +56,6 @@ class Search:
         time_budget: Seconds for everything; None: no limit.
         training: How candidates are trained.
         has_teacher: Whether there is one to learn from.
-        output: The output that is judged, where there are several.
         notes: What was decided, and why.
     """
 
@@ -68,7 +67,6 @@ class Search:
     time_budget: float | None
     training: Training
     has_teacher: bool
-    output: str | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -174,17 +172,15 @@ class Search:
         """Returns the metric as a function of outputs and numbers of examples."""
         quality = self.problem.quality
         if quality.metric is not None:
-            labels, function = (
-                self.problem.search.labels,
-                report.find_metric(quality.metric).function,
-            )
+            labels: Any = self.problem.search.labels
+            function = report.find_metric(quality.metric).function
 
             def task_metric(outputs: Any, rows: np.ndarray) -> float:
                 judged, wanted = outputs, labels
                 if isinstance(outputs, Mapping):
-                    judged = outputs[self.output]
+                    judged = outputs[self.study.output]
                 if isinstance(labels, Mapping):
-                    wanted = labels[self.output]
+                    wanted = labels[self.study.output]
                 return float(function(judged, wanted[rows]))
 
             return task_metric
@@ -194,7 +190,7 @@ class Search:
         def agreement(outputs: Any, rows: np.ndarray) -> float:
             found = _by_name(outputs)
             expected = {name: value[rows] for name, value in reference.items()}
-            judged = self.output or next(iter(expected))
+            judged = self.study.output or next(iter(expected))
             value = report.agreement(found, expected, judged)[quality.name]
             return float("nan") if value is None else value
 
@@ -208,7 +204,7 @@ def convert(**options: Any) -> dict[str, Any]:
     names inside of the file are left out.
     """
     integer = options.get("quantization") in ("int8", "int16x8")
-    more = {"allow_float_fallback": True} if integer else {}
+    more: dict[str, Any] = {"allow_float_fallback": True} if integer else {}
     more |= {"strip_debug_info": True, "min_sqnr": -100.0}
     return {"do": "convert", **options, **more}
 

@@ -147,7 +147,8 @@ class Trainer:
         student.fit(inputs, labels, batch_size=size, verbose=0, callbacks=methods)
         start = time.perf_counter()
         steps = min(_PROBE_STEPS, self.steps_per_epoch)
-        student.fit(data.take(steps), verbose=0, callbacks=methods)
+        few = data.take(steps)
+        student.fit(few, shuffle=False, verbose=0, callbacks=methods)
         return (time.perf_counter() - start) / steps
 
 
@@ -188,7 +189,6 @@ def _for_size(search: Search, trainer: Trainer, low_bit: bool) -> None:
         _timed(search, trainer, name, [step, best_conversion(search)])
     if "quantize_aware" not in methods:
         return
-    smallest = None
     if "prune" not in methods:
         _quantize_aware(search, trainer)
         return

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt import artifacts, comparison
+from tfopt import artifacts, comparison, inspection
 from tfopt.comparison._examples import Examples
 from tfopt.optimizing._problem import Problem
 from tfopt.recipe import Recipe
@@ -105,6 +105,7 @@ class Study:
 
     Attributes:
         folder: Where the trials of this task are.
+        output: The output that is judged; None where there is only one.
         trials: Those that were run or found, by key.
         spent: Seconds that they took, also those of earlier runs.
     """
@@ -124,13 +125,16 @@ class Study:
         self.spent = 0.0
         self.seed = seed
         self._teacher = teacher
-        self._output = output
+        self.output = output
         first = folder / "baseline" / _file_of(baseline)
         first.parent.mkdir(parents=True, exist_ok=True)
         baseline.apply(problem.model, first, representative_dataset=problem.calibration)
         identity = first.read_bytes() if first.is_file() else _digest(first)
         self.folder = folder / problem.fingerprint(identity)
         self._baseline_file = first
+        if output is None and problem.quality.metric is None:
+            # Differences are over all outputs; only classes are those of one.
+            self.output = _first_output(first)
         self.baseline = self.run(baseline)
         if self.baseline.figures is None:
             raise TfoptError(f"The model cannot be measured. {self.baseline.error}")
@@ -164,7 +168,7 @@ class Study:
             data=(single, examples.labels),
             reference=BASELINE,
             metric=self.problem.quality.metric or [],
-            output=self._output,
+            output=self.output,
             num_runs=num_runs,
         )
 
@@ -199,8 +203,8 @@ class Study:
                 trial = dataclasses.replace(trial, path=None, error=str(error))
             seconds = time.monotonic() - start
             trial = dataclasses.replace(trial, seconds=seconds)
-            plain = dataclasses.asdict(dataclasses.replace(trial, recipe=None))
-            plain["recipe"] = recipe.to_json()
+            fields = [field.name for field in dataclasses.fields(trial)]
+            plain = {field: getattr(trial, field) for field in fields}
             plain["seed"] = recipe.seed
             artifacts.write_json(temporary / _FILE, plain)
         return trial
@@ -285,6 +289,11 @@ def _damaged(folder: pathlib.Path, error: Exception) -> TfoptError:
 
 def _file_of(recipe: Recipe) -> str:
     return "model.tflite" if recipe.target == "tflite" else "model"
+
+
+def _first_output(path: pathlib.Path) -> str | None:
+    names = [info.name for info in inspection.inspect(path).signatures[0].outputs]
+    return names[0] if len(names) > 1 else None
 
 
 def _digest(folder: pathlib.Path) -> bytes:
