@@ -82,10 +82,12 @@ def _final(
     for start in range(0, len(accepted), _FINALISTS):
         group = accepted[start : start + _FINALISTS]
         named = {_label(trial, group): trial for trial in group}
-        final = search.study.compare(named, search.problem.holdout, num_runs=_RUNS)
+        files = {name: str(trial.path) for name, trial in named.items()}
+        examples = search.problem.holdout
+        final = search.study.judge.compare(files, examples, num_runs=_RUNS)
         for name, trial in named.items():
             try:
-                holdout[trial.key] = search.study.figures(final, name)
+                holdout[trial.key] = search.study.judge.compared(final, name)
             except TfoptError as error:
                 failures[trial.key] = str(error)
         if any(_held(search, trial, holdout) for trial in group):

@@ -76,12 +76,16 @@ def judge_figures(
 
 
 def cost(figures: Figures, objective: Objective) -> float:
-    """Returns what is to be small."""
+    """Returns what is to be small.
+
+    Memory is measured of finalists only; before, the raw size stands for it.
+    """
     if objective == "size":
         return float(figures.gzip_bytes)
     if objective == "latency":
         return figures.latency_ratio
-    return float("inf") if figures.peak_bytes is None else float(figures.peak_bytes)
+    known = figures.peak_bytes is not None
+    return float(figures.peak_bytes or 0) if known else float(figures.size_bytes)
 
 
 def pareto(trials: Iterable[Trial], problem: Problem) -> list[Trial]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -80,31 +80,39 @@ def _function(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
             'names of tensors, such as inputs=["image"], outputs=["softmax"]. '
             f"Received: inputs={list(inputs)}, outputs={list(outputs)}"
         )
+    keys = [_key(name) for name in outputs]
+    nodes = {node.name: node for node in graph.node}
+    specs = [_spec(nodes, name) for name in inputs]
+
+    @tf.function(input_signature=specs)
+    def frozen_graph(*tensors: Any) -> Any:
+        feeds = {_tensor(x): y for x, y in zip(inputs, tensors, strict=True)}
+        fetches = [_tensor(name) for name in outputs]
+        found = tf.graph_util.import_graph_def(
+            graph, input_map=feeds, return_elements=fetches, name=""
+        )
+        return dict(zip(keys, found, strict=True))
+
     try:
-        whole = tf.compat.v1.wrap_function(
-            lambda: tf.graph_util.import_graph_def(graph, name=""), []
-        )
-        feeds, fetches = (
-            [whole.graph.as_graph_element(_tensor(name)) for name in names]
-            for names in (inputs, outputs)
-        )
+        return frozen_graph.get_concrete_function()
     except (KeyError, ValueError) as error:
         raise ValueError(
             "The graph has no such tensors. "
             f"Received: inputs={list(inputs)}, outputs={list(outputs)} ({error})"
         ) from error
-    pruned = whole.prune(feeds, fetches)
-    keys = [_key(name) for name in outputs]
-    specs = [
-        tf.TensorSpec(feed.shape, feed.dtype, _key(name))
-        for feed, name in zip(feeds, inputs, strict=True)
-    ]
 
-    @tf.function(input_signature=specs)
-    def frozen_graph(*tensors: Any) -> Any:
-        return dict(zip(keys, pruned(*tensors), strict=True))
 
-    return frozen_graph.get_concrete_function()
+def _spec(nodes: Mapping[str, Any], name: str) -> Any:
+    """Returns type and shape of a placeholder."""
+    node = nodes.get(_tensor(name).split(":")[0])
+    if node is None or "dtype" not in node.attr:
+        found = [x.name for x in nodes.values() if x.op == "Placeholder"]
+        raise ValueError(
+            f"Expected placeholders of the graph, such as {found}. "
+            f"Received: inputs with {name!r}"
+        )
+    shape = tf.TensorShape(node.attr["shape"].shape)
+    return tf.TensorSpec(shape, tf.DType(node.attr["dtype"].type), _key(name))
 
 
 def _tensor(name: str) -> str:

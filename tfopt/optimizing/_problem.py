@@ -128,11 +128,11 @@ def pose(
         _part(examples, np.sort(rows)) for rows in (order[:half], order[half:])
     )
     if train is not None:
-        split = datasets.Split((_single(search.inputs), search.labels), "search")
+        split = datasets.Split((single(search.inputs), search.labels), "search")
         train = datasets.Data(train=train.train, test=split)
         calibration, _ = next(train.train.batches(batch_size=_CALIBRATION_EXAMPLES))
     else:
-        calibration = _single(
+        calibration = single(
             {key: x[:_CALIBRATION_EXAMPLES] for key, x in search.inputs.items()}
         )
     quality = _quality(metric, higher_is_better, examples.labels)
@@ -227,7 +227,8 @@ def _part(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(inputs, labels)
 
 
-def _single(inputs: Mapping[str, np.ndarray]) -> Any:
+def single(inputs: Mapping[str, np.ndarray]) -> Any:
+    """Returns inputs as callers give them: an only one without a name is an array."""
     return inputs[""] if list(inputs) == [""] else dict(inputs)
 
 

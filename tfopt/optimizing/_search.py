@@ -12,7 +12,7 @@ import numpy as np
 from tfopt import report
 from tfopt.optimizing import _judging
 from tfopt.optimizing._judging import Objective
-from tfopt.optimizing._problem import Problem
+from tfopt.optimizing._problem import Problem, single
 from tfopt.optimizing._trials import Study, Trial
 from tfopt.quantization import QuantizationSensitivity, measure
 from tfopt.recipe import Recipe, Rule
@@ -153,14 +153,14 @@ class Search:
             name: array[:_SENSITIVITY_EXAMPLES]
             for name, array in self.problem.search.inputs.items()
         }
-        single = inputs[""] if list(inputs) == [""] else inputs
+        given = single(inputs)
         count = len(next(iter(inputs.values())))
         found = measure(
             self.problem.model,
-            (single, np.arange(count)),
+            (given, np.arange(count)),
             methods=methods,
             mode=mode,
-            metric=self._metric(single),
+            metric=self._metric(given),
             higher_is_better=self.problem.quality.higher_is_better,
             examples=count,
             cache=self.study.folder / "sensitivity_scores.json",
@@ -178,9 +178,9 @@ class Search:
             def task_metric(outputs: Any, rows: np.ndarray) -> float:
                 judged, wanted = outputs, labels
                 if isinstance(outputs, Mapping):
-                    judged = outputs[self.study.output]
+                    judged = outputs[self.study.judge.output]
                 if isinstance(labels, Mapping):
-                    wanted = labels[self.study.output]
+                    wanted = labels[self.study.judge.output]
                 return float(function(judged, wanted[rows]))
 
             return task_metric
@@ -190,7 +190,7 @@ class Search:
         def agreement(outputs: Any, rows: np.ndarray) -> float:
             found = _by_name(outputs)
             expected = {name: value[rows] for name, value in reference.items()}
-            judged = self.study.output or next(iter(expected))
+            judged = self.study.judge.output or next(iter(expected))
             value = report.agreement(found, expected, judged)[quality.name]
             return float("nan") if value is None else value
 

@@ -6,51 +6,21 @@ import dataclasses
 import json
 import logging
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt import artifacts, comparison, inspection
-from tfopt.comparison._examples import Examples
+from tfopt import artifacts
+from tfopt.optimizing._measuring import BASELINE, Figures, Judge
 from tfopt.optimizing._problem import Problem
 from tfopt.recipe import Recipe
-from tfopt.report import Report
 from tfopt.types import TfoptError
+
+__all__ = ["BASELINE", "Figures", "Study", "Trial"]
 
 _LOGGER = logging.getLogger(__name__)
 _FILE = "trial.json"
-BASELINE = "float"
-_RUNS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """What was measured of a file, beside the unquantized one in the same run.
-
-    Attributes:
-        value: The metric.
-        baseline: That of the unquantized model.
-        gzip_bytes: Size after `gzip -9`.
-        baseline_gzip_bytes: That of the unquantized model.
-        size_bytes: Raw size.
-        latency_ms: Median time of one call.
-        latency_ratio: The same, divided by that of the unquantized model.
-        peak_bytes: How far the process's memory rose; None where unknown.
-        sqnr_db: Energy of the original's outputs over that of the difference; None if
-            nothing differs.
-        is_finite: Whether all outputs are numbers wherever the original's are.
-    """
-
-    value: float
-    baseline: float
-    gzip_bytes: int
-    baseline_gzip_bytes: int
-    size_bytes: int
-    latency_ms: float
-    latency_ratio: float
-    peak_bytes: int | None
-    sqnr_db: float | None
-    is_finite: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +75,7 @@ class Study:
 
     Attributes:
         folder: Where the trials of this task are.
-        output: The output that is judged; None where there is only one.
+        judge: Measures files.
         trials: Those that were run or found, by key.
         spent: Seconds that they took, also those of earlier runs.
     """
@@ -125,18 +95,15 @@ class Study:
         self.spent = 0.0
         self.seed = seed
         self._teacher = teacher
-        self.output = output
         first = folder / "baseline" / _file_of(baseline)
         first.parent.mkdir(parents=True, exist_ok=True)
         baseline.apply(problem.model, first, representative_dataset=problem.calibration)
         identity = first.read_bytes() if first.is_file() else _digest(first)
         self.folder = folder / problem.fingerprint(identity)
-        self._baseline_file = first
-        if output is None and problem.quality.metric is None:
-            # Differences are over all outputs; only classes are those of one.
-            self.output = _first_output(first)
+        self.judge = Judge(problem, first, output)
         self.baseline = self.run(baseline)
         if self.baseline.figures is None:
+            shutil.rmtree(self.folder / self.baseline.key)  # it may work next time
             raise TfoptError(f"The model cannot be measured. {self.baseline.error}")
 
     def run(self, recipe: Recipe, *, parent: Trial | None = None) -> Trial:
@@ -155,31 +122,6 @@ class Study:
         self.trials[key] = trial
         self.spent += trial.seconds
         return trial
-
-    def compare(
-        self, trials: Mapping[str, Trial], examples: Examples, *, num_runs: int = _RUNS
-    ) -> Report:
-        """Compares trials with the unquantized model, all in one interleaved run."""
-        inputs = examples.inputs
-        single = inputs[""] if list(inputs) == [""] else inputs
-        files = {name: str(trial.path) for name, trial in trials.items()}
-        return comparison.compare(
-            {BASELINE: str(self._baseline_file), **files},
-            data=(single, examples.labels),
-            reference=BASELINE,
-            metric=self.problem.quality.metric or [],
-            output=self.output,
-            num_runs=num_runs,
-        )
-
-    def figures(self, report: Report, name: str) -> Figures:
-        """Returns what a comparison says about a model.
-
-        Raises:
-            TfoptError: It failed.
-        """
-        models = report.data["models"]
-        return _figures(models[name], models[BASELINE], self.problem)
 
     def _make(
         self, recipe: Recipe, folder: pathlib.Path, parent: Trial | None
@@ -219,44 +161,11 @@ class Study:
             teacher=self._teacher,
             stages_dir=self.folder / "stages",
         )
-        measured = dataclasses.replace(trial, path=str(place))
-        report = self.compare({"candidate": measured}, self.problem.search)
         return dataclasses.replace(
             trial,
-            figures=self.figures(report, "candidate"),
+            figures=self.judge.measure(str(place)),
             reports=tuple(applied.reports),
         )
-
-
-def _figures(
-    item: Mapping[str, Any], base: Mapping[str, Any], problem: Problem
-) -> Figures:
-    if item["error"]:
-        raise TfoptError(str(item["error"]))
-    quality = problem.quality
-    group = "agreement" if quality.metric is None else "metrics"
-    value, baseline = (x[group][quality.name] for x in (item, base))
-    if value is None:
-        raise TfoptError(
-            "The outputs are no classes. Expected another metric. "
-            f"Received: metric={quality.name!r}"
-        )
-    found, first = item["measurement"], base["measurement"]
-    latency, reference = found.percentile_ms(50), first.percentile_ms(50)
-    ratio = item["agreement"]["sqnr_db"]
-    largest = item["agreement"]["max_difference"]
-    return Figures(
-        value=float(value),
-        baseline=float(baseline),
-        gzip_bytes=found.gzip_bytes,
-        baseline_gzip_bytes=first.gzip_bytes,
-        size_bytes=found.size_bytes,
-        latency_ms=latency,
-        latency_ratio=latency / reference,
-        peak_bytes=found.peak_added_bytes,
-        sqnr_db=None if ratio == float("inf") else max(ratio, -1e3),
-        is_finite=largest != float("inf"),
-    )
 
 
 def _read(folder: pathlib.Path) -> Trial | None:
@@ -289,11 +198,6 @@ def _damaged(folder: pathlib.Path, error: Exception) -> TfoptError:
 
 def _file_of(recipe: Recipe) -> str:
     return "model.tflite" if recipe.target == "tflite" else "model"
-
-
-def _first_output(path: pathlib.Path) -> str | None:
-    names = [info.name for info in inspection.inspect(path).signatures[0].outputs]
-    return names[0] if len(names) > 1 else None
 
 
 def _digest(folder: pathlib.Path) -> bytes:
