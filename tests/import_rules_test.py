@@ -92,6 +92,18 @@ RULES = {
         "types artifacts data report runner analysis training methods conversion"
         " tfmot _keras _child lifting",
     ),
+    "recipe": Rule(
+        "numpy",
+        "",
+        "types artifacts _signatures _keras conversion finetuning grappler lifting"
+        " methods pruning surgery transforms",
+    ),
+    "optimizing": Rule(
+        "numpy tensorflow",
+        "google",
+        "types artifacts data report runner benchmark comparison inspection recipe"
+        " quantization finetuning lifting training methods transforms _keras",
+    ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),
     "training": Rule("", "", "types _keras lifting methods"),

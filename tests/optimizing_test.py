@@ -121,7 +121,7 @@ def test_a_budget_that_nothing_keeps_says_what_came_closest(model, tmp_path):
         samples.blobs()[0],
         metric="max_difference",
         max_accuracy_drop=0.0,
-        methods=["int8", "dynamic"],
+        methods=["int8"],
         output_dir=tmp_path,
     )
     assert found.best is None
@@ -279,7 +279,6 @@ CHILD = """
 import sys
 import optimizing_samples as samples
 import tfopt
-import tfopt.recipe._steps as steps
 found = tfopt.optimize(
     sys.argv[1], samples.blobs(200, seed=1), max_accuracy_drop=0.02,
     methods=["float16", "dynamic", "int8", "prune_once"], trials_dir=sys.argv[2])
@@ -287,6 +286,7 @@ print(found.best.name)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(model, tmp_path):
     model.save(tmp_path / "m.keras")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "m.keras")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfopt import _keras
+from tfopt import _keras, transforms
 from tfopt.types import TfoptError
 
 _GRAPHS = (".pb", ".pbtxt")
@@ -80,6 +81,8 @@ def _function(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
             'names of tensors, such as inputs=["image"], outputs=["softmax"]. '
             f"Received: inputs={list(inputs)}, outputs={list(outputs)}"
         )
+    if graph.library.function:
+        graph = _without_calls(graph, inputs, outputs)
     keys = [_key(name) for name in outputs]
     nodes = {node.name: node for node in graph.node}
     specs = [_spec(nodes, name) for name in inputs]
@@ -100,6 +103,21 @@ def _function(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
             "The graph has no such tensors. "
             f"Received: inputs={list(inputs)}, outputs={list(outputs)} ({error})"
         ) from error
+
+
+def _without_calls(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Returns the graph with the bodies of functions in the place of calls."""
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        path = pathlib.Path(folder) / "inlined.pb"
+        transforms.transform_graph(
+            graph,
+            path,
+            "inline_functions",
+            inputs=[_tensor(name) for name in inputs],
+            outputs=[_tensor(name) for name in outputs],
+            verify="structure",
+        )
+        return tf.compat.v1.GraphDef.FromString(path.read_bytes())
 
 
 def _spec(nodes: Mapping[str, Any], name: str) -> Any:
