@@ -206,6 +206,9 @@ class _Subject:
                 "The model has no float output to compare. "
                 f"Received: outputs {list(self._expected[0])}"
             )
+        if any(np.isnan(ratio) for ratio in ratios):
+            # One layer in integers can break what follows, as zeros do a logarithm.
+            return Score(_result.BROKEN_DB, None)
         return Score(_result.finite(min(ratios)), self._measured(found))
 
     def _measured(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> float | None:

@@ -15,6 +15,8 @@ from tfopt.quantization import _plot
 from tfopt.report import Column, Report, Table
 
 _FORMAT = "tfopt.quantization_sensitivity"
+# Stands for outputs that are no numbers: worse than any that are.
+BROKEN_DB = -100.0
 Cost = Literal["macs", "bytes"]
 
 
@@ -24,8 +26,10 @@ class Score:
 
     Attributes:
         sqnr_db: Signal-to-quantization-noise ratio `10 log10(mean(y^2) /
-            mean((y - q)^2))` of the worst output; `None` where nothing differs.
-        metric: The task metric; `None` if there was none to measure.
+            mean((y - q)^2))` of the worst output; `None` where nothing differs, -100
+            where outputs are NaN.
+        metric: The task metric; `None` if there was none to measure, or outputs are
+            NaN.
     """
 
     sqnr_db: float | None
