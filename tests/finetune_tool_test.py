@@ -98,3 +98,29 @@ def test_the_tool_names_wrong_flags(files, flags, code, named):
     line = done.stderr.strip().splitlines()[-1]
     assert named in line
     assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_says_how_to_train(files, tmp_path):
+    from tfopt import Recipe
+    from tfopt.finetuning.command import finetune_model
+    from tfopt.types import UsageError
+
+    prune = {"name": "prune", "final_sparsity": 0.5, "end_step": 10}
+    train = {"do": "train", "epochs": 2, "batch_size": 50, "methods": [prune]}
+    recipe = Recipe(steps=[train, {"do": "convert", "quantization": "float16"}])
+    recipe.save(tmp_path / "r.json")
+    given = {
+        "model": str(tmp_path / "base.keras"),
+        "data": str(tmp_path / "data.npz"),
+        "output_dir": str(tmp_path / "out"),
+        "recipe": str(tmp_path / "r.json"),
+    }
+    found = finetune_model(**given)
+    assert found.epochs == 2
+    assert found.sparsity["total"] == pytest.approx(0.5, abs=0.01)
+    assert "tflite" in found.artifacts
+    with pytest.raises(UsageError, match="--recipe"):
+        finetune_model(**given, methods=["prune"])
+    Recipe(steps=recipe.steps[1:]).save(tmp_path / "r.json")
+    with pytest.raises(UsageError, match="train and convert"):
+        finetune_model(**given)

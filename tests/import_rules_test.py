@@ -90,7 +90,7 @@ RULES = {
         "numpy",
         "rich",
         "types artifacts data report runner analysis training methods conversion"
-        " tfmot _keras _child lifting",
+        " tfmot _keras _child lifting recipe",
     ),
     "recipe": Rule(
         "numpy",

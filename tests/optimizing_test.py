@@ -220,6 +220,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 def test_training_makes_it_smaller_and_the_seed_makes_it_the_same(model, tmp_path):
     first = tfopt.optimize(model, data(), trials_dir=tmp_path / "a", **TRAINED)
     trained = [item for item in first.candidates if item.trial.recipe.trains]

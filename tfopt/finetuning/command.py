@@ -24,6 +24,7 @@ def finetune_model(
     methods: Sequence[str] = (),
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     teacher: Sequence[str] = (),
+    recipe: str | None = None,
     input_scale: float = 1.0,
     epochs: int = 1,
     batch_size: int = 32,
@@ -52,6 +53,8 @@ def finetune_model(
         method_options: Options by method.
         teacher: Models that --methods=distill learns from: .keras, .h5 or .tflite
             files, or SavedModel folders. They see the inputs after --input_scale.
+        recipe: A recipe.json, as optimize writes; its training step gives methods,
+            their options and how to train, its last step the quantization.
         input_scale: Factor on the inputs, such as 0.00392156863 (1/255) for pixels.
         epochs: Passes over the training examples.
         batch_size: Examples in each step.
@@ -86,6 +89,14 @@ def finetune_model(
         "resume": resume,
     }
     options = method_options or {}
+    if recipe is not None:
+        if methods or options:
+            raise UsageError(
+                "A recipe names the methods. Expected --recipe or --methods. "
+                f"Received: --recipe={recipe}, --methods={','.join(methods)}"
+            )
+        methods, options, own = _of_recipe(recipe)
+        given |= own
     _check_options(methods, options)
     _check_teacher(methods, teacher, engine)
     if engine == "tfmot":
@@ -146,6 +157,30 @@ def finetune_in_child(arguments: Mapping[str, Any]) -> dict[str, Any]:
         **arguments["training"],
     )
     return {"text": str(result), "report": result.to_json()}
+
+
+def _of_recipe(
+    path: str,
+) -> tuple[list[str], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns methods, their options and settings of the training of a recipe."""
+    from tfopt.recipe import Recipe
+
+    recipe = Recipe.load(path)
+    if [step.do for step in recipe.steps] != ["train", "convert"] or recipe.rules:
+        raise UsageError(
+            "Fine-tuning takes recipes that train and convert, and nothing else; "
+            "tools/optimize.py --recipe replays others. "
+            f"Received: --recipe={path}, {recipe}"
+        )
+    train, convert = recipe.steps
+    settings = {"seed": recipe.seed, **train.options}
+    listed = settings.pop("methods")
+    settings["quantization"] = convert.options.get("quantization", "none")
+    options = {
+        item["name"]: {key: value for key, value in item.items() if key != "name"}
+        for item in listed
+    }
+    return list(options), options, settings
 
 
 def _check_options(

@@ -107,12 +107,11 @@ def _trained(search: Search, seconds: float) -> list[Stage]:
         return []
 
     def run() -> None:
-        low_bit = "low_bit" in search.methods and "int4_weights" in (
-            _after_training.weights_alone(search)
-        )
         trainer = _training.open_trainer(search)
-        if trainer is not None:
-            _training.fine_tuned(search, trainer, low_bit)
+        if trainer is None:
+            return
+        fine = _after_training.weights_alone(search)
+        _training.fine_tuned(search, trainer, low_bit="int4_weights" in fine)
 
     trials, each, when = 0, seconds, "there are no training examples"
     if search.problem.train is not None:

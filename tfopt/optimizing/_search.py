@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -149,6 +150,10 @@ class Search:
             methods: See `tfopt.sensitivity`.
             mode: Likewise.
         """
+        place = self.study.folder / f"sensitivity_{'_'.join(methods)}_{mode}.json"
+        if place.exists():
+            return QuantizationSensitivity.load(place)
+        start = time.monotonic()
         inputs = {
             name: array[:_SENSITIVITY_EXAMPLES]
             for name, array in self.problem.search.inputs.items()
@@ -165,7 +170,8 @@ class Search:
             examples=count,
             cache=self.study.folder / "sensitivity_scores.json",
         )
-        found.save(self.study.folder / f"sensitivity_{mode}.json")
+        found.save(place)
+        self.study.spent += time.monotonic() - start
         return found
 
     def _metric(self, inputs: Any) -> Callable[[Any, Any], float]:

@@ -52,8 +52,7 @@ class Trainer:
         self._model = lifting.open_model(search.problem.model)
         size = search.training.batch_size
         self.steps_per_epoch = examples.num_batches(batch_size=size)
-        self.seconds_per_epoch = self._measured()
-        self.epochs = self._epochs()
+        self.seconds_per_epoch, self.epochs = self._planned()
 
     @property
     def seconds(self) -> float:
@@ -108,28 +107,30 @@ class Trainer:
     def _steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
-    def _epochs(self) -> int:
-        search = self._search
-        if search.training.epochs is not None:
-            return search.training.epochs
-        if search.time_budget is None:
-            return _MOST_EPOCHS
-        # By what was left at the first time, so that a rerun plans the same.
-        left = search.seconds_left / TRAININGS
-        return min(_MOST_EPOCHS, int(left / self.seconds_per_epoch))
+    def _planned(self) -> tuple[float, int]:
+        """Returns seconds of an epoch, and epochs; of an earlier run if there was one.
 
-    def _measured(self) -> float:
-        """Returns the seconds of an epoch, of an earlier run if there was one."""
-        place = self._search.study.folder / "training_speed.json"
-        settings = self._search.training
+        So a search that goes on makes the same candidates.
+        """
+        search, settings = self._search, self._search.training
+        asked = {
+            "batch_size": settings.batch_size,
+            "epochs": settings.epochs,
+            "time_budget": search.time_budget,
+        }
+        place = search.study.folder / "training_plan.json"
         if place.exists():
             found = json.loads(place.read_text(encoding="utf-8"))
-            if found["batch_size"] == settings.batch_size:
-                return float(found["seconds_per_epoch"])
+            if found["asked"] == asked:
+                return float(found["seconds_per_epoch"]), int(found["epochs"])
         seconds = self._probe() * self.steps_per_epoch
-        content = {"batch_size": settings.batch_size, "seconds_per_epoch": seconds}
-        artifacts.write_json(place, content)
-        return seconds
+        epochs = settings.epochs
+        if epochs is None:
+            left = search.seconds_left / TRAININGS / seconds
+            epochs = int(min(_MOST_EPOCHS, max(left, 0)))
+        plan = {"asked": asked, "seconds_per_epoch": seconds, "epochs": epochs}
+        artifacts.write_json(place, plan)
+        return seconds, epochs
 
     def _probe(self) -> float:
         """Returns the seconds of a step."""

@@ -145,7 +145,7 @@ class _Subject:
         self.metric_name = "" if self._metric is None else self._metric.name
         self.baseline = self._measured(self._expected)
         self.groups = _groups(self._operators)
-        self.scores = ScoreFile(cache, self._fingerprint())
+        self.scores = ScoreFile(cache, self._fingerprint(source))
 
     def chosen(
         self, include: variables.Patterns, exclude: variables.Patterns
@@ -206,7 +206,7 @@ class _Subject:
                 "The model has no float output to compare. "
                 f"Received: outputs {list(self._expected[0])}"
             )
-        if any(np.isnan(ratio) for ratio in ratios):
+        if any(np.isnan(ratio) or ratio == -np.inf for ratio in ratios):
             # One layer in integers can break what follows, as zeros do a logarithm.
             return Score(_result.BROKEN_DB, None)
         return Score(_result.finite(min(ratios)), self._measured(found))
@@ -227,9 +227,17 @@ class _Subject:
             )
         return value
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, source: _sources.Source) -> str:
         """Identifies model, data and metric: scores of others don't fit."""
-        digest = hashlib.sha256(self._calibrated)
+        # Without names of nodes, some of which TensorFlow numbers in each process.
+        content = tflite_file.rewrite(
+            self._calibrated,
+            signature_key=source.signature_key,
+            input_names=source.input_names,
+            output_names=source.output_names,
+            strip_debug_info=True,
+        )
+        digest = hashlib.sha256(content)
         for batch in self._batches:
             for value in batch.values():
                 digest.update(np.ascontiguousarray(value).tobytes())

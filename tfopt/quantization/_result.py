@@ -27,9 +27,9 @@ class Score:
     Attributes:
         sqnr_db: Signal-to-quantization-noise ratio `10 log10(mean(y^2) /
             mean((y - q)^2))` of the worst output; `None` where nothing differs, -100
-            where outputs are NaN.
+            where outputs are not finite.
         metric: The task metric; `None` if there was none to measure, or outputs are
-            NaN.
+            not finite.
     """
 
     sqnr_db: float | None
