@@ -87,7 +87,7 @@ def mixed(search: Search) -> None:
     explain(search, plain, scores)
     costs = _costs(search, scores)
     order = _order(scores, costs)
-    attempt = functools.partial(_attempt_mixed, search, plain)
+    attempt = functools.partial(_attempt_mixed, search, plain, list(scores.layers))
     kept = _shortest(search, order, attempt)
     if kept is None:
         search.notes.append("No division into int8 and float layers keeps the budget.")
@@ -157,8 +157,16 @@ def _order(scores: QuantizationSensitivity, costs: dict[str, float]) -> list[str
     return sorted(noisy, key=lambda name: noises[name] / costs[name], reverse=True)
 
 
-def _attempt_mixed(search: Search, plain: Trial, kept: Sequence[str]) -> Trial:
-    rules = [Rule(layers=glob.escape(name), precision="float") for name in sorted(kept)]
+def _attempt_mixed(
+    search: Search, plain: Trial, layers: Sequence[str], kept: Sequence[str]
+) -> Trial:
+    # What only moves values, and so has no score, goes with the majority: a reshaped
+    # input that stays int8 would be as coarse as all that follows.
+    few = 2 * len(kept) <= len(layers)
+    rules = [] if few else [Rule(layers="*", precision="float")]
+    precision = "float" if few else "quantized"
+    named = kept if few else set(layers) - set(kept)
+    rules += [Rule(glob.escape(name), precision) for name in sorted(named)]
     shown = ", ".join(sorted(kept)) if len(kept) <= _NAMED else f"{len(kept)} layers"
     name = f"int8, float: {shown}"
     return search.attempt(name, [convert(**INT8)], rules=rules, parent=plain)
