@@ -100,9 +100,10 @@ RULES = {
     ),
     "optimizing": Rule(
         "numpy tensorflow",
-        "google",
+        "",
         "types artifacts data report runner benchmark comparison inspection recipe"
-        " quantization finetuning lifting training methods transforms _keras",
+        " quantization finetuning lifting training methods transforms _keras"
+        " savedmodel",
     ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),

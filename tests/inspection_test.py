@@ -223,6 +223,16 @@ def test_einsum_counts_all_its_labels(keras, tmp_path):
     assert found.macs == 6 * 5 * 3 * 2
 
 
+def test_transposed_products_count_what_they_sum_over():
+    @tf.function(input_signature=[tf.TensorSpec([2, 5, 3]), tf.TensorSpec([2, 5, 7])])
+    def product(x, y):
+        return tf.matmul(x, y, transpose_a=True)
+
+    found = tfopt.inspect(tfopt.convert(product))
+    assert found.operations["BATCH_MATMUL"] == 1
+    assert found.macs == 2 * 3 * 7 * 5
+
+
 def test_free_sizes_leave_multiplications_unknown(keras):
     model = keras.Sequential(
         [keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3, name="conv")]

@@ -21,6 +21,15 @@ from tfopt.types import Artifact, Signature, TfoptError
 _TEMP_PREFIX = ".tfopt-"
 _OWNER = re.compile(r"(\d+)\.[^.]+")
 _CHUNK = 1 << 20
+# Suffixes of model files.
+_FORMATS = {
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".tflite": "tflite",
+    ".pb": "graph_def",
+    ".pbtxt": "graph_def",
+}
 # Whatever TensorFlow and Keras put at the top of a SavedModel.
 _SAVED_MODEL = {
     *("saved_model.pb", "saved_model.pbtxt", "variables", "assets", "assets.extra"),
@@ -192,6 +201,31 @@ def sha256(path: str | os.PathLike[str]) -> str:
         name = file.relative_to(root).as_posix()
         total.update(f"{name}\0{_file_digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def format_of(path: str | os.PathLike[str]) -> str | None:
+    """Returns which kind of model stands at a path, by its content, else its suffix.
+
+    Returns:
+        `"tflite"`, `"saved_model"`, `"graph_def"` or `"keras"`; `None` for anything
+        else, or nothing.
+
+    Example:
+        >>> import os, tempfile
+        >>> target = os.path.join(tempfile.mkdtemp(), "model.bin")
+        >>> write_bytes(target, b"....TFL3")
+        >>> format_of(target)
+        'tflite'
+    """
+    place = pathlib.Path(path)
+    if place.is_dir():
+        return "saved_model" if any(place.glob("saved_model.pb*")) else None
+    if not place.is_file():
+        return None
+    with place.open("rb") as file:
+        if file.read(8)[4:] == b"TFL3":
+            return "tflite"
+    return _FORMATS.get(place.suffix)
 
 
 def describe(

@@ -15,15 +15,6 @@ from tfopt.types import Artifact, TfoptError
 
 # gzip -9 makes some 20 MB a second.
 _GZIP_UP_TO = 1 << 28
-_SUFFIXES = {
-    ".keras": "keras",
-    ".h5": "keras",
-    ".hdf5": "keras",
-    ".tflite": "tflite",
-    ".pb": "graph_def",
-    ".pbtxt": "graph_def",
-}
-
 # A path, an artifact, the bytes of a `.tflite` file, or a Keras model.
 Model = Any
 Models = Mapping[str, Model] | Sequence[Model]
@@ -107,16 +98,10 @@ def format_of(path: str | os.PathLike[str]) -> str:
     Raises:
         TfoptError: Nothing does, or something else.
     """
-    place = pathlib.Path(path)
-    if place.is_dir() and any(place.glob("saved_model.pb*")):
-        return "saved_model"
-    if place.is_file():
-        with place.open("rb") as file:
-            if file.read(8)[4:] == b"TFL3":
-                return "tflite"
-        if place.suffix in _SUFFIXES:
-            return _SUFFIXES[place.suffix]
-    what = "no model file" if place.exists() else "nothing there"
+    found = artifacts.format_of(path)
+    if found is not None:
+        return found
+    what = "no model file" if os.path.exists(path) else "nothing there"
     raise TfoptError(
         "Cannot tell what kind of model it is. Expected a SavedModel directory or a "
         f".keras, .h5, .tflite, .pb or .pbtxt file. Received: {os.fspath(path)!r}, "

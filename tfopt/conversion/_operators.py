@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -78,7 +77,7 @@ def listed(
                 layer=layer,
                 parts=parts,
                 tensors=tuple(graph.tensors[i].name for i in operator.outputs),
-                macs=_macs(operator, graph),
+                macs=0 if operator.is_custom else tflite_file.macs(operator, graph),
                 constant_bytes=_constant_bytes(operator, graph),
             )
         )
@@ -251,31 +250,3 @@ def _without_digits(name: str) -> Iterable[str]:
 def _constant_bytes(operator: Operator, graph: Subgraph) -> int:
     tensors = [graph.tensors[index] for index in set(operator.inputs)]
     return sum(x.raw.nbytes for x in tensors if x.raw is not None and x.is_float)
-
-
-def _macs(operator: Operator, graph: Subgraph) -> int | None:
-    """Multiply-accumulates for one example, from the shapes."""
-    if len(operator.inputs) < 2:
-        return 0
-    first, second = (graph.tensors[i].shape for i in operator.inputs[:2])
-    results = graph.tensors[operator.outputs[0]].shape
-    options = operator.options
-    each: tuple[int | None, ...]
-    if operator.name in ("CONV_2D", "FULLY_CONNECTED"):
-        each = second[1:]  # filters [out, height, width, in], weights [out, in]
-    elif operator.name == "DEPTHWISE_CONV_2D":
-        each = second[1:3]  # [1, height, width, out]
-    elif operator.name == "CONV_3D":
-        each = second[:4]  # [depth, height, width, in, out]
-    elif operator.name == "TRANSPOSE_CONV":
-        # Each value of the input (third operand) meets the whole filter.
-        each, results = second[:3], graph.tensors[operator.inputs[2]].shape
-    elif operator.name == "BATCH_MATMUL":
-        each = (first[-2 if options is not None and options.adjX else -1],)
-    else:
-        return 0
-    # The batch is one example.
-    sizes = (*each, *(results[1:] if results[:1] == (None,) else results))
-    if any(size is None for size in sizes):
-        return None
-    return math.prod(int(size) for size in sizes if size is not None)

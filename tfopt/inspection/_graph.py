@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from tfopt.inspection._types import (
     Layer,
     Weights,
@@ -80,34 +78,15 @@ def type_name(dtype: str) -> str:
 
 def _constant(node: Any) -> Weights | None:
     """Returns a Const node's content, `None` if it is no weight."""
-    from tfopt.savedmodel import dtypes
+    from tfopt.savedmodel import dtypes, tensors
 
     dtype = dtypes.name_of(node.attr["dtype"].type)
     tensor = node.attr["value"].tensor
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if dtype in _INDEX_TYPES or not shape or not all(shape):
         return None
-    array = _array(tensor, dtypes.to_numpy(tensor.dtype), shape)
+    array = tensors.to_array(tensor)
     return weights_of(node.name, type_name(dtype), array, array.nbytes)
-
-
-def _array(tensor: Any, dtype: np.dtype, shape: list[int]) -> np.ndarray:
-    if tensor.tensor_content:
-        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
-    for field in tensor.DESCRIPTOR.fields:
-        if field.name.endswith("_val") and len(getattr(tensor, field.name)):
-            raw = np.asarray(getattr(tensor, field.name))
-            # Half-precision values are stored as the integers of their bits.
-            if field.name == "half_val":
-                raw = raw.astype(np.uint16).view(dtype)
-            values = raw.astype(dtype)
-            break
-    else:
-        values = np.zeros(1, dtype)
-    # The last value stands for all that are left out.
-    filled = np.full(math.prod(shape), values[-1], dtype)
-    filled[: len(values)] = values[: len(filled)]
-    return filled.reshape(shape)
 
 
 def _name(reference: str) -> str:

@@ -65,20 +65,10 @@ def format_of(path: pathlib.Path) -> str:
     Raises:
         TfoptError: Nothing that is known.
     """
-    if path.is_dir():
-        for name in ("saved_model.pb", "saved_model.pbtxt"):
-            if (path / name).exists():
-                return "saved_model"
-    elif path.is_file():
-        with path.open("rb") as file:
-            head = file.read(8)
-        if head[4:] == b"TFL3" or path.suffix == ".tflite":
-            return "tflite"
-        if path.suffix in (".keras", ".h5", ".hdf5"):
-            return "keras"
-        if path.suffix in (".pb", ".pbtxt"):
-            return "graph_def"
-    elif path.with_name(path.name + ".index").is_file():
+    found = artifacts.format_of(path)
+    if found is not None:
+        return found
+    if path.with_name(path.name + ".index").is_file():
         return "checkpoint"
     raise TfoptError(f"Nothing to inspect. {_EXPECTED}. Received: {os.fspath(path)!r}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def inspect_tflite(source: bytes | str | os.PathLike[str]) -> dict[str, Any]:
         weights += found.values()
         taken: set[int] = set()
         for operator in subgraph.operators:
-            macs = _macs(operator, subgraph)
+            macs = tflite_file.macs(operator, subgraph)
             counted.append(macs)
             own = [index for index in operator.inputs if index in found]
             own = [index for index in own if index not in taken]
@@ -139,57 +138,6 @@ def _weights(tensor: Tensor) -> Weights:
 def _layer_name(operator: Operator, subgraph: Subgraph) -> str:
     name = str(subgraph.tensors[operator.outputs[0]]) if operator.outputs else ""
     return name.split(": ", 1)[0] or f"#{operator.index}"
-
-
-def _shape(index: int, subgraph: Subgraph) -> list[int | None]:
-    shape = list(subgraph.tensors[index].shape)
-    if shape and shape[0] is None:
-        shape[0] = 1  # the batch
-    return shape
-
-
-def _product(sizes: list[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return math.prod(known) if len(known) == len(sizes) else None
-
-
-# Operator -> sizes to multiply, from the shapes of input, weights and output.
-_Rule = Callable[[list, list, list], list]
-_RULES: dict[str, tuple[int, _Rule]] = {
-    "CONV_2D": (1, lambda x, w, y: y + w[1:]),
-    "CONV_3D": (1, lambda x, w, y: y + w[:-1]),
-    "DEPTHWISE_CONV_2D": (1, lambda x, w, y: y + w[1:-1]),
-    "FULLY_CONNECTED": (1, lambda x, w, y: y + w[-1:]),
-    "BATCH_MATMUL": (1, lambda x, w, y: y + x[-1:]),
-}
-
-
-def _macs(operator: Operator, subgraph: Subgraph) -> int | None:
-    """Returns the multiply-accumulates of one operator at batch size 1."""
-    if operator.name == "TRANSPOSE_CONV":
-        weights, data = (_shape(index, subgraph) for index in operator.inputs[1:3])
-        # Inputs are the output's shape, the weights [out, h, w, in] and the data.
-        return _product(data + weights[:-1])
-    if operator.name in ("UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN"):
-        return _recurrent(operator, subgraph)
-    if operator.name not in _RULES:
-        return None if operator.is_custom else 0
-    position, rule = _RULES[operator.name]
-    given = _shape(operator.inputs[0], subgraph)
-    weights = list(subgraph.tensors[operator.inputs[position]].shape)
-    return _product(rule(given, weights, _shape(operator.outputs[0], subgraph)))
-
-
-def _recurrent(operator: Operator, subgraph: Subgraph) -> int | None:
-    given = _shape(operator.inputs[0], subgraph)
-    steps = given[0] if getattr(operator.options, "timeMajor", False) else given[1]
-    matrices = [
-        math.prod(size or 0 for size in subgraph.tensors[index].shape)
-        for index in operator.inputs
-        if subgraph.tensors[index].is_constant
-        and len(subgraph.tensors[index].shape) == 2
-    ]
-    return None if steps is None else steps * sum(matrices)
 
 
 def _history(entry: bytes | None) -> list[str]:

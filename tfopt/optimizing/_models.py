@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt import _keras, transforms
+from tfopt.savedmodel import reader
 from tfopt.types import TfoptError
 
 _GRAPHS = (".pb", ".pbtxt")
@@ -57,20 +58,8 @@ def _graph_def(model: Any) -> Any:
     path = pathlib.Path(model)
     if path.suffix not in _GRAPHS:
         return None
-    graph = tf.compat.v1.GraphDef()
-    try:
-        if path.suffix == ".pb":
-            graph.ParseFromString(path.read_bytes())
-        else:
-            from google.protobuf import text_format
-
-            text_format.Parse(path.read_text(encoding="utf-8"), graph)
-    except Exception as error:  # protobuf's own, which it doesn't export
-        raise TfoptError(
-            "Cannot read the graph. Expected an undamaged GraphDef. "
-            f"Received: model={os.fspath(model)!r} ({error})"
-        ) from error
-    return graph
+    message = reader.read_message(path, "GraphDef")
+    return tf.compat.v1.GraphDef.FromString(message.SerializeToString())
 
 
 def _function(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:

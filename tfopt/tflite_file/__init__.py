@@ -20,6 +20,7 @@ from tfopt.tflite_file._content import (
 )
 from tfopt.tflite_file._flatbuffer import unpack
 from tfopt.tflite_file._int4 import pack_int4
+from tfopt.tflite_file._macs import macs
 from tfopt.tflite_file._merging import merge
 from tfopt.tflite_file._rewriting import check_writable, pack, rewrite
 
@@ -31,6 +32,7 @@ __all__ = [
     "TfliteFile",
     "check_writable",
     "float_operators",
+    "macs",
     "merge",
     "pack",
     "pack_int4",
