@@ -1,18 +1,9 @@
-"""Data specs: what `--data` names, as NumPy arrays or as tf.data.
-
-A spec is `FILE.npz`, with the arrays `x_train y_train x_test y_test`, or
-`module:function`. TensorFlow is imported only where a dataset is asked for.
-"""
+"""Examples with their labels, from arrays or from tf.data."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
-import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +33,7 @@ class Split:
             _check_batched(self.source, self.name)
         else:
             inputs, labels = _pair(self.source, self.name)
-            _check_lengths(inputs, labels, self.name)
+            check_lengths(inputs, labels, self.name)
             object.__setattr__(self, "source", (inputs, labels))
 
     def arrays(self) -> tuple[Arrays, Arrays]:
@@ -210,240 +201,6 @@ class Split:
         yield from self.source.rebatch(batch_size).as_numpy_iterator()
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Training and test examples.
-
-    Attributes:
-        train: What `fit` sees.
-        test: What results are measured on.
-    """
-
-    train: Split
-    test: Split
-
-
-def load_data(spec: str | os.PathLike[str]) -> Data:
-    """Loads the data that a spec names.
-
-    Args:
-        spec: Path of an `.npz` file with the arrays `x_train`, `y_train`, `x_test`
-            and `y_test`; a model with several inputs has `x_train/<input name>` and
-            so on instead. Or `"module:function"`: the function takes no arguments
-            and returns `{"train": ..., "test": ...}`, each a tf.data.Dataset that
-            yields batches (inputs, labels), or a pair of arrays.
-
-    Returns:
-        The two splits. Arrays keep the type and the values that they have in the
-        file; the labels have as many examples as the inputs.
-
-    Raises:
-        TfoptError: The file or function is missing, damaged or incomplete.
-
-    Example:
-        >>> import tempfile
-        >>> path = tempfile.mkdtemp() + "/digits.npz"
-        >>> x, y = np.zeros([6, 28, 28], np.uint8), np.arange(6)
-        >>> np.savez(path, x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
-        >>> load_data(path).train.arrays()[0].shape
-        (6, 28, 28)
-    """
-    text = os.fspath(spec)
-    module_name, colon, function_name = text.rpartition(":")
-    if text.endswith(".npz"):
-        return _load_npz(text)
-    if colon and module_name and function_name.isidentifier():
-        return _from_function(text, _function(text, module_name, function_name))
-    raise TfoptError(
-        "Unknown kind of data. Expected a path that ends in .npz, or "
-        f"module:function. Received: data={text!r}"
-    )
-
-
-def load_examples(
-    spec: str | os.PathLike[str], *, split: str = "test"
-) -> tuple[Arrays, Arrays | None]:
-    """Loads what models are measured on; labels may be missing.
-
-    Args:
-        spec: As for `load_data`; but the `.npz` file needs no other split, and no
-            labels. One without any array `x_...` or `y_...` holds the inputs by name.
-        split: `"train"` or `"test"`.
-
-    Returns:
-        Inputs and labels, None if there are no labels.
-
-    Raises:
-        TfoptError: The file or function is missing, damaged or incomplete.
-
-    Example:
-        >>> import tempfile
-        >>> path = tempfile.mkdtemp() + "/digits.npz"
-        >>> np.savez(path, x_test=np.zeros([6, 28, 28], np.uint8))
-        >>> inputs, labels = load_examples(path)
-        >>> inputs.shape, labels
-        ((6, 28, 28), None)
-    """
-    if split not in ("train", "test"):
-        raise ValueError(f'Expected "train" or "test". Received: split={split!r}')
-    text = os.fspath(spec)
-    if not text.endswith(".npz"):
-        return getattr(load_data(text), split).arrays()
-    with _opened(text) as file:
-        if not any(name.startswith(("x_", "y_")) for name in file):
-            inputs: Arrays = {name: file[name] for name in file}
-        else:
-            inputs = _read(file, f"x_{split}")
-        key = f"y_{split}"
-        has_labels = any(name == key or name.startswith(f"{key}/") for name in file)
-        labels = _read(file, key) if has_labels else None
-    _check_lengths(inputs, inputs if labels is None else labels, f"data={text!r}")
-    return inputs, labels
-
-
-def load_representative(spec: str | os.PathLike[str]) -> Any:
-    """Loads typical inputs of a model, for `tfopt.convert`.
-
-    Args:
-        spec: A `.npz` file with inputs by name, or with `x_train` (else `x_test`); a
-            `.npy` file; or `module:function`. The function returns what
-            `representative_dataset` may be, or what `load_data` takes: of that, the
-            inputs for training are used.
-
-    Returns:
-        An array, arrays by name, or what the function returns.
-
-    Raises:
-        TfoptError: The file or function is missing, damaged or incomplete.
-
-    Example:
-        >>> import tempfile
-        >>> path = tempfile.mkdtemp() + "/typical.npy"
-        >>> np.save(path, np.zeros([6, 28, 28], np.float32))
-        >>> load_representative(path).shape
-        (6, 28, 28)
-    """
-    text = os.fspath(spec)
-    if text.endswith(".npy"):
-        with _named(text, ".npy"), open(text, "rb") as raw:
-            return np.load(raw, allow_pickle=False)
-    if text.endswith(".npz"):
-        with _opened(text) as file:
-            splits = [name for name in ("train", "test") if _has_split(file, name)]
-        return load_examples(text, split=splits[0] if splits else "test")[0]
-    module_name, separator, name = text.partition(":")
-    if not separator:
-        raise TfoptError(
-            "Unknown kind of data. Expected a path that ends in .npz or .npy, or "
-            f"module:function. Received: data={text!r}"
-        )
-    result = _function(text, module_name, name)()
-    if isinstance(result, Mapping) and set(result) <= {"train", "test"}:
-        return _from_function(text, lambda: result).train.arrays()[0]
-    return result
-
-
-def _has_split(file: Mapping[str, np.ndarray], name: str) -> bool:
-    return any(key == f"x_{name}" or key.startswith(f"x_{name}/") for key in file)
-
-
-def has_training_part(path: str | os.PathLike[str]) -> bool:
-    """Returns whether an `.npz` file holds training examples with their labels.
-
-    Raises:
-        TfoptError: The file is missing or damaged.
-
-    Example:
-        >>> has_training_part("testdata/mnist.npz")
-        True
-    """
-    with _opened(os.fspath(path)) as file:
-        heads = {name.split("/")[0] for name in file}
-    return {"x_train", "y_train"} <= heads
-
-
-def _load_npz(path: str) -> Data:
-    with _opened(path) as file:
-        splits = {
-            name: Split((_read(file, f"x_{name}"), _read(file, f"y_{name}")), name)
-            for name in ("train", "test")
-        }
-    return Data(**splits)
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yields an `.npz` file; what is wrong with it becomes an error that names it."""
-    # Opened here: np.load leaves a damaged file open.
-    with (
-        _named(path, ".npz"),
-        open(path, "rb") as raw,
-        np.load(raw, allow_pickle=False) as file,
-    ):
-        yield file
-
-
-@contextlib.contextmanager
-def _named(path: str, suffix: str) -> Iterator[None]:
-    """Turns what is wrong with a data file into an error that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise TfoptError(
-            f"No such data file. Expected an {suffix} file. Received: data={path!r}"
-        ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TfoptError(
-            f"Cannot read the data file. Expected an undamaged {suffix} file of "
-            "numbers, written by NumPy without pickled objects. "
-            f"Received: data={path!r} ({error})"
-        ) from error
-    except TfoptError as error:
-        raise TfoptError(f"{error} (in data={path!r})") from error
-
-
-def _read(file: Mapping[str, np.ndarray], key: str) -> Arrays:
-    names = [name for name in file if name.startswith(f"{key}/")]
-    if (key in file) == bool(names):
-        raise TfoptError(
-            f"Expected either the array {key} or, for a model with several inputs, "
-            f"arrays {key}/<name>. Received: {sorted(file)}"
-        )
-    if key in file:
-        return file[key]
-    return {name[len(key) + 1 :]: file[name] for name in names}
-
-
-def _function(spec: str, module_name: str, name: str) -> Callable[[], Any]:
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise TfoptError(
-            "Cannot find the data function. Expected module:function of an importable "
-            f"module. Received: data={spec!r} ({error})"
-        ) from error
-    if not callable(function):
-        raise TfoptError(
-            "Expected a function without arguments. "
-            f"Received: data={spec!r}, a {type(function).__name__}"
-        )
-    return function
-
-
-def _from_function(spec: str, function: Callable[[], Any]) -> Data:
-    result = function()
-    keys = sorted(result) if isinstance(result, Mapping) else type(result).__name__
-    if keys != ["test", "train"]:
-        raise TfoptError(
-            'Expected the data function to return {"train": ..., "test": ...}. '
-            f"Received: data={spec!r}, {keys}"
-        )
-    return Data(
-        train=Split(result["train"], f"train of {spec}"),
-        test=Split(result["test"], f"test of {spec}"),
-    )
-
-
 def _is_dataset(source: Any) -> bool:
     return hasattr(source, "element_spec") and hasattr(source, "as_numpy_iterator")
 
@@ -482,7 +239,8 @@ def _pair(source: Any, name: str) -> tuple[Arrays, Arrays]:
     return inputs, labels
 
 
-def _check_lengths(inputs: Arrays, labels: Arrays, name: str) -> None:
+def check_lengths(inputs: Arrays, labels: Arrays, name: str) -> None:
+    """Raises a TfoptError unless all arrays have equally many examples, and some."""
     leaves = [*_leaves(inputs), *_leaves(labels)]
     lengths = {len(item) if item.ndim else None for item in leaves}
     if len(lengths) != 1 or not lengths - {None, 0}:
