@@ -17,7 +17,7 @@ import numpy as np
 
 from tfopt import _keras, analysis, artifacts, data, training
 from tfopt._keras import foreign
-from tfopt.finetuning import _objective, _progress, _teachers
+from tfopt.finetuning import _objective, _progress, _seeding, _teachers
 from tfopt.finetuning._objective import Objective
 from tfopt.finetuning._resuming import Backup
 from tfopt.methods._base import Method
@@ -124,7 +124,8 @@ def finetune(
             models.
         quantization: Convert the result as well, see `tfopt.convert`; `"int8"`
             calibrates on training examples, unless the model was trained for it.
-        seed: Makes the order of the examples repeatable.
+        seed: Makes the order of the examples repeatable, and what layers draw, such as
+            dropout, unless they have seeds of their own.
         resume: Whether to go on where an interrupted call with the same settings
             stopped.
 
@@ -166,7 +167,8 @@ def finetune(
     backup = Backup(folder / ".training", settings)
     start = time.monotonic()
     done = backup.restore(student) if resume else 0
-    _fit(student, plan, done, methods, backup)
+    with _seeding.seeded(student, seed) as beginner:
+        _fit(student, plan, done, [beginner, *methods], backup)
     seconds = time.monotonic() - start
     final = training.finalize(student, methods)
     taught = _teachers.measure(methods, examples.test)
