@@ -279,6 +279,12 @@ def moving_average(optimizer: Any, variable: Any) -> Any | None:
     return optimizer._model_variables_moving_average[index]
 
 
+def to_numpy(variable: Any) -> np.ndarray:
+    """Returns a variable's value; half precision as float32, which NumPy can sort."""
+    value = variable.numpy()
+    return value.astype(np.float32) if value.dtype.itemsize < 4 else value
+
+
 def inner_optimizer(optimizer: Any) -> Any:
     """Returns the optimizer that loss scaling wraps, or the one given."""
     return getattr(optimizer, "inner_optimizer", optimizer)

@@ -8,7 +8,6 @@ a weight that is not one of its tensor's centroids, whichever way the step is ru
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,17 +16,14 @@ import tensorflow as tf
 
 from tfopt._keras import constraints, variables
 from tfopt.methods._codebook import Codebook, State
-from tfopt.methods._masking import to_numpy
-from tfopt.types import TfoptError
-
-_log = logging.getLogger(__name__)
+from tfopt.methods._guarding import Guard
 
 # From this size on, compiling the step takes less time than it saves: on a CPU it is
 # about ten times as fast as TensorFlow's single kernels.
 _WORTH_COMPILING = 1 << 16
 
 
-class Clusters:
+class Clusters(Guard):
     """Codebooks of some weights of a model.
 
     Args:
@@ -39,6 +35,8 @@ class Clusters:
         frequency: Weights change clusters every `frequency` steps; None: never.
     """
 
+    method, verb = "Cluster", "clustered"
+
     def __init__(
         self,
         model: Any,
@@ -48,57 +46,28 @@ class Clusters:
         keep: Mapping[str, np.ndarray],
         frequency: int | None,
     ):
-        self._model = model
-        self._weights = weights
         with model.distribute_strategy.scope():
-            self._links = {
+            self._clustered = {
                 name: _Clustered(codebook, states[name], keep.get(name), frequency)
                 for name, codebook in codebooks.items()
             }
+        super().__init__(model, weights, self._clustered)
 
     def install(self) -> None:
         """Clusters the weights, and makes the optimizer do it from the next step on."""
-        for name, link in self._links.items():
-            variable = self._weights[name].variable
-            for other in constraints.links(variable):
-                if isinstance(other, _Clustered):
-                    _log.warning("%s: removing an aborted fit's clusters.", name)
-                    constraints.remove(variable, other)
-            constraints.install(variable, link)
+        super().install()
         self.assign()
-        # An earlier step was traced without the clusters.
-        variables.retrace(self._model)
 
     def assign(self) -> None:
         """Gives all weights the values of their clusters."""
-        for name, link in self._links.items():
+        for name, link in self._clustered.items():
             variable = self._weights[name].variable
             variable.assign(tf.cast(link.value(), variable.dtype))
 
-    def remove(self) -> None:
-        """Takes the clusters out of the optimizer's step; the weights stay shared."""
-        for name, link in self._links.items():
-            constraints.remove(self._weights[name].variable, link)
-        variables.forget_train_function(self._model)
-
     def fix(self) -> None:
         """Lets all weights stay in their clusters from now on."""
-        for link in self._links.values():
+        for link in self._clustered.values():
             link.fixed.assign(True)
-
-    def check_installed(self) -> None:
-        """Raises if another callback has replaced the clusters.
-
-        Raises:
-            TfoptError: It has; the message names the weight.
-        """
-        for name, link in self._links.items():
-            if link not in constraints.links(self._weights[name].variable):
-                raise TfoptError(
-                    "Something else has taken over the constraint of a clustered "
-                    "weight. Expected one Cluster callback per weight (use `include` "
-                    f"and `exclude` to divide them). Received: weight={name!r}"
-                )
 
     def escaped(self) -> list[str]:
         """Returns the names of weights that are not what their clusters say.
@@ -106,10 +75,10 @@ class Clusters:
         Zeros that a mask of the moment makes are no escape.
         """
         found = []
-        for name, link in self._links.items():
+        for name, link in self._clustered.items():
             variable = self._weights[name].variable
-            values = to_numpy(variable)
-            expected = to_numpy(tf.cast(link.value(), variable.dtype))
+            values = self.value(name)
+            expected = variables.to_numpy(tf.cast(link.value(), variable.dtype))
             # Compiled or not, products may differ in the last digit.
             close = np.abs(values - expected) <= 4 * _epsilon(variable) * abs(expected)
             if not np.all(close | (values == 0)):
@@ -120,11 +89,7 @@ class Clusters:
         """Clusters weights anew that were written past the optimizer."""
         for name in names:
             variable = self._weights[name].variable
-            variable.assign(self._links[name].restart(variable))
-
-    def values(self) -> dict[str, np.ndarray]:
-        """Returns the weights by name, as float arrays."""
-        return {name: to_numpy(self._weights[name].variable) for name in self._links}
+            variable.assign(self._clustered[name].restart(variable))
 
 
 class _Clustered(constraints.Link):

@@ -8,7 +8,7 @@ an unmasked weight, whichever way the step is run.
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._keras import constraints, variables
-from tfopt.types import TfoptError
-
-_log = logging.getLogger(__name__)
+from tfopt.methods._guarding import Guard
 
 
-class Masks:
+class Masks(Guard):
     """One bool mask for each of some weights of a model, all True at first.
 
     Args:
@@ -29,9 +27,9 @@ class Masks:
         weights: Which weights of it.
     """
 
+    method, verb = "Prune", "pruned"
+
     def __init__(self, model: Any, weights: Sequence[variables.Weight]):
-        self._model = model
-        self._weights = {weight.name: weight for weight in weights}
         with model.distribute_strategy.scope():
             self._masks = {
                 weight.name: tf.Variable(
@@ -39,47 +37,14 @@ class Masks:
                 )
                 for weight in weights
             }
-
-    def install(self) -> None:
-        """Makes the optimizer enforce the masks from the next step on.
-
-        The weights' own constraints go on working, before the masks.
-        """
-        for name, weight in self._weights.items():
-            for link in constraints.links(weight.variable):
-                if isinstance(link, _Masked):
-                    _log.warning(
-                        "%s: removing the mask that an aborted fit left.", name
-                    )
-                    constraints.remove(weight.variable, link)
-            constraints.install(
-                weight.variable,
-                _Masked(self._masks[name], self._moving_average_of(weight)),
+        links = {
+            weight.name: _Masked(
+                self._masks[weight.name],
+                functools.partial(_moving_average, model, weight),
             )
-        # An earlier fit has traced the step without the masks.
-        variables.retrace(self._model)
-
-    def remove(self) -> None:
-        """Gives the weights their own constraints back."""
-        for name in self._weights:
-            link = self._installed(name)
-            if link is not None:
-                constraints.remove(self._weights[name].variable, link)
-        variables.forget_train_function(self._model)
-
-    def check_installed(self) -> None:
-        """Raises if another callback has replaced the masks.
-
-        Raises:
-            TfoptError: It has; the message names the weight.
-        """
-        for name in self._weights:
-            if self._installed(name) is None:
-                raise TfoptError(
-                    "Something else has taken over the constraint of a pruned weight. "
-                    "Expected one Prune callback per weight (use `include` and "
-                    f"`exclude` to divide them). Received: weight={name!r}"
-                )
+            for weight in weights
+        }
+        super().__init__(model, {weight.name: weight for weight in weights}, links)
 
     def assign(self, masks: Mapping[str, np.ndarray]) -> None:
         """Sets masks and at once the weights under them to zero.
@@ -100,18 +65,10 @@ class Masks:
             if np.count_nonzero(values[name][~mask])
         ]
 
-    def enforce(self) -> None:
+    def enforce(self, names: list[str]) -> None:
         """Sets the weights under the masks to zero."""
-        for name in self._masks:
+        for name in names:
             self._zero(name)
-
-    def values(self) -> dict[str, np.ndarray]:
-        """Returns the weights by name, as float arrays."""
-        return {name: self.value(name) for name in self._weights}
-
-    def value(self, name: str) -> np.ndarray:
-        """Returns one weight, as float array."""
-        return to_numpy(self._weights[name].variable)
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Returns the masks by name, as bool arrays; True keeps."""
@@ -120,15 +77,6 @@ class Masks:
     def _zero(self, name: str) -> None:
         variable = self._weights[name].variable
         variable.assign(_masked(variable, self._masks[name]))
-
-    def _installed(self, name: str) -> _Masked | None:
-        for link in constraints.links(self._weights[name].variable):
-            if isinstance(link, _Masked) and link.mask is self._masks[name]:
-                return link
-        return None
-
-    def _moving_average_of(self, weight: variables.Weight) -> Callable[[], Any]:
-        return lambda: variables.moving_average(self._model.optimizer, weight.variable)
 
 
 class _Masked(constraints.Link):
@@ -153,7 +101,5 @@ def _masked(value: Any, mask: tf.Variable) -> tf.Tensor:
     return tf.math.multiply_no_nan(value, tf.cast(mask, value.dtype))
 
 
-def to_numpy(variable: Any) -> np.ndarray:
-    """Returns a variable's value; half precision as float32, which NumPy can sort."""
-    value = variable.numpy()
-    return value.astype(np.float32) if value.dtype.itemsize < 4 else value
+def _moving_average(model: Any, weight: variables.Weight) -> Any:
+    return variables.moving_average(model.optimizer, weight.variable)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfopt import schedules
 from tfopt.methods import _ramp, _scores, _targets
+from tfopt.methods._guarding import GuardedRun
 from tfopt.methods._masking import Masks
 from tfopt.methods._prune_log import Log
 from tfopt.types import TfoptError
@@ -18,12 +19,12 @@ from tfopt.types import TfoptError
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
-class Run:
+@dataclasses.dataclass(kw_only=True)
+class Run(GuardedRun):
     """The state of one `fit`.
 
     Attributes:
-        masks: The masks in force.
+        guard: The masks in force.
         selection: What is pruned.
         scorer: Scores the weights.
         keep: Bool arrays by weight name; False is zero for good.
@@ -33,12 +34,10 @@ class Run:
         threshold: Prunes what scores less, instead of the schedule's sparsity.
         log: For TensorBoard.
         undo: What takes penalties off again.
-        reach: Upper bound of the optimizer steps after the coming execution.
         is_last_epoch: Whether the last planned epoch is running.
-        checked: Whether the masks were seen to be installed.
     """
 
-    masks: Masks
+    guard: Masks
     selection: _targets.Selection
     scorer: _scores.Scorer
     keep: dict[str, np.ndarray]
@@ -48,13 +47,11 @@ class Run:
     threshold: float | None = None
     log: Log | None = None
     undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
-    reach: int = 0
     is_last_epoch: bool = False
-    checked: bool = False
 
     def values(self) -> dict[str, np.ndarray]:
         """Returns the weights that are pruned by name, as float arrays."""
-        return {name: self.masks.value(name) for name in self.keep}
+        return {name: self.guard.value(name) for name in self.keep}
 
     def begin(
         self, values: dict[str, np.ndarray], batches: int
@@ -107,25 +104,14 @@ class Run:
         else:
             return  # nothing to prune yet, and perhaps no scores
         kept = {name: mask & self.keep[name] for name, mask in computed.items()}
-        self.masks.assign(self.selection.with_followers(kept))
-
-    def enforce(self, when: str) -> None:
-        """Masks weights that something has written past the masks, with a warning."""
-        escaped = self.masks.escaped()
-        if escaped:
-            _ramp.warn(
-                f"Pruned weights of {escaped} were written past the optimizer {when}, "
-                "by a callback that brings back earlier weights or by a training step "
-                "of the model's own. They are set to zero again."
-            )
-            self.masks.enforce()
+        self.guard.assign(self.selection.with_followers(kept))
 
     def end(self, report: list[dict[str, Any]]) -> None:
         """Takes everything off the model again; fills in the report's sparsities."""
         self.scorer.remove()
         for undo in self.undo:
             undo()
-        self.masks.remove()
+        self.guard.remove()
         values = self.values()
         for row in report:
             if row["pruned"]:
@@ -138,7 +124,7 @@ class Run:
         scores = self.scorer.compute(values)
         if self.scorer.score == "magnitude":  # of zeros it is the lowest anyway
             return scores
-        before, result = self.masks.numpy(), {}
+        before, result = self.guard.numpy(), {}
         for name, score in scores.items():
             score = np.where(self.keep[name], score, score.min())
             result[name] = np.where(before[name] | ~self.keep[name], score, -np.inf)

@@ -8,10 +8,10 @@ the first batch, and said then, with the numbers.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 
 from tfopt import schedules
+from tfopt.methods._guarding import warn
 
 _COUNTING = (
     "Steps count from `optimizer.iterations`: compile the model anew to start at 0, "
@@ -207,8 +207,3 @@ def _check_ramp(
             f"The schedule began before the training: {missing} weights are pruned at "
             f"once. {_COUNTING} {received}"
         )
-
-
-def warn(message: str) -> None:
-    """Issues a UserWarning."""
-    warnings.warn(message, UserWarning, stacklevel=2)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from tfopt import _keras
 from tfopt._keras import fake_quantize, variables
-from tfopt.methods import _centroids
-from tfopt.methods._base import Method
+from tfopt.methods import _centroids, _cluster_arguments
+from tfopt.methods._cluster_run import Plan, Run
 from tfopt.methods._clustering import Clusters
 from tfopt.methods._codebook import Codebook
-from tfopt.methods._masking import to_numpy
+from tfopt.methods._guarding import GuardingMethod, warn
 from tfopt.types import TfoptError, VerificationError
 
 _log = logging.getLogger(__name__)
 
 
-class Cluster(Method):
+class Cluster(GuardingMethod[Run]):
     """Lets the weights of a tensor share a few values while the model trains.
 
     Each tensor gets `num_clusters` centroids, and each of its weights the value of the
@@ -131,12 +128,10 @@ class Cluster(Method):
         self.frequency = frequency
         self.seed = seed
         self.strict = strict
-        self.report: list[dict[str, Any]] = []
-        self._run: _Run | None = None
         # What the last training promised, by weight name: `finalize` may be given a
         # model in which other methods have replaced the layers.
         self._promised: dict[str, Codebook] = {}
-        self._check_arguments()
+        _cluster_arguments.check(self)
 
     def finalize(self, model: Any) -> Any:
         """Returns the model, after counting the different values of its weights.
@@ -144,14 +139,13 @@ class Cluster(Method):
         Raises:
             VerificationError: Some tensor has more than promised.
         """
-        if self._run is not None:  # a fit was aborted
-            self._end(self._run)
+        self._end_run()  # of an aborted fit
         _keras.check_model(model)
         plan = self._plan(model)
         found = {}
         for name, weight in plan.weights.items():
             codebook = self._promised.get(name, plan.codebooks[name])
-            distinct = codebook.count_distinct(to_numpy(weight.variable))
+            distinct = codebook.count_distinct(variables.to_numpy(weight.variable))
             if distinct > self.num_clusters:
                 found[name] = distinct
         if found:
@@ -164,43 +158,11 @@ class Cluster(Method):
             )
         return model
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Cleans up after an aborted fit."""
-        del logs
-        if self._run is not None:
-            self._end(self._run)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Checks the plan at the first epoch: a backup has restored the steps by now.
-
-        Raises:
-            ValueError: Clustering would begin after the training.
-            TfoptError: With `strict`, a kernel is not trainable.
-        """
-        del logs
-        if self._run is None:
-            _keras.check_model(self.model)
-            plan = self._plan(self.model)
-            self.report = plan.report()
-            self._run = _Run(plan, self._end_of_changes(epoch))
-            # Biases and the like are only in the report: every model has many.
-            _log.info("Clustering %s; skipping %s", list(plan.weights), plan.skipped)
-        self._run.reach = variables.iterations(self.model)
-
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Begins, or fixes who is in which cluster, if due in the coming execution."""
         del logs
-        run = self._run
-        if run is None:
-            raise TfoptError(
-                "Cluster was not told that an epoch began. Expected `fit`, or a "
-                "training loop that calls `on_train_begin`, `on_epoch_begin` and so "
-                f"on, as keras.callbacks.CallbackList does. Received: batch={batch}"
-            )
-        if run.clusters is not None and not run.checked:
-            run.clusters.check_installed()
-            run.checked = True
-        due = self.begin_step if run.clusters is None else run.end
+        run = self._current_run(batch)
+        due = self.begin_step if run.guard is None else run.end
         if due is None:
             return
         # An upper bound, so that the true count is read only when it matters: reading
@@ -211,55 +173,49 @@ class Cluster(Method):
             run.reach = variables.iterations(self.model, ahead=steps)
         if run.reach < due:
             return
-        if run.clusters is None:
-            run.clusters = self._begin(run.plan)
+        if run.guard is None:
+            run.guard = self._begin(run.plan)
         else:
-            run.clusters.fix()
+            run.guard.fix()
             run.end = None
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Checks that nothing has written weights past the clusters."""
-        del logs
-        if self._run is not None and self._run.clusters is not None:
-            _enforce(self._run.clusters, f"in epoch {epoch}")
+    def _start(self, epoch: int) -> Run:
+        plan = self._plan(self.model)
+        self.report = plan.report()
+        run = Run(plan=plan, end=self._end_of_changes(epoch))
+        # Biases and the like are only in the report: every model has many.
+        _log.info("Clustering %s; skipping %s", list(plan.weights), plan.skipped)
+        return run
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Gives the weights their own constraints back; they stay shared."""
-        del logs
-        run = self._run
-        if run is None:  # there was no epoch
-            return
-        if run.clusters is None:
-            _warn(
+    def _begin(self, plan: Plan) -> Clusters:
+        clusters = plan.start(self.model, self)
+        clusters.install()
+        self._promised = plan.codebooks
+        return clusters
+
+    def _finish(self, run: Run) -> None:
+        if run.guard is None:
+            warn(
                 "Training ended before clustering began. Train longer or choose an "
                 f"earlier step. Received: begin_step={self.begin_step}; training ended "
                 f"at step {variables.iterations(self.model)}"
             )
         elif getattr(self.model.optimizer, "use_ema", False):
             # The moving averages that Keras has put in place of the weights.
-            run.clusters.enforce(run.clusters.escaped())
+            run.guard.enforce(run.guard.escaped())
         else:
-            _enforce(run.clusters, "at the end of training")
-        self._end(run)
+            run.enforce("at the end of training")
 
-    def _begin(self, plan: _Plan) -> Clusters:
-        clusters = _start(self, self.model, plan)
-        clusters.install()
-        self._promised = plan.codebooks
-        return clusters
-
-    def _end(self, run: _Run) -> None:
-        self._run = None
-        if run.clusters is None:
+    def _end(self, run: Run) -> None:
+        if run.guard is None:
             return
-        run.clusters.remove()
-        values = run.clusters.values()
+        run.guard.remove()
         for row in self.report:
             if row["clustered"]:
                 codebook = run.plan.codebooks[row["name"]]
-                row["distinct"] = codebook.count_distinct(values[row["name"]])
+                row["distinct"] = codebook.count_distinct(run.guard.value(row["name"]))
 
-    def _plan(self, model: Any) -> _Plan:
+    def _plan(self, model: Any) -> Plan:
         candidates = variables.weights(model)
         chosen, reasons = variables.select(
             candidates, include=self.include, exclude=self.exclude
@@ -280,7 +236,7 @@ class Cluster(Method):
             codebooks[weight.name] = codebook
         if self.strict:
             self._check_skipped(candidates, reasons)
-        return _Plan(candidates, codebooks, reasons)
+        return Plan(candidates, codebooks, reasons)
 
     def _check_skipped(
         self, candidates: Sequence[variables.Weight], reasons: Mapping[str, str]
@@ -329,47 +285,6 @@ class Cluster(Method):
         first = max(0, variables.iterations(self.model, ahead=-batches * epoch))
         return (max(first, self.begin_step) + last) // 2
 
-    def _check_arguments(self) -> None:
-        for name in ("include", "exclude"):
-            variables.as_patterns(name, getattr(self, name))
-        checks = {
-            "num_clusters": (
-                _is_integer(self.num_clusters, 2) and self.num_clusters <= 1 << 16,
-                "an integer from 2 to 65536",
-            ),
-            "initialization": (
-                self.initialization in _centroids.INITIALIZATIONS,
-                f"one of {_centroids.INITIALIZATIONS}",
-            ),
-            "per_channel": (isinstance(self.per_channel, bool), "True or False"),
-            "channel_scales": (
-                self.channel_scales in (None, True, False)
-                and not (self.channel_scales and self.per_channel),
-                "True, False or None, and not True with `per_channel`",
-            ),
-            "preserve_zeros": (
-                self.preserve_zeros in (True, False, "auto"),
-                "True, False or 'auto'",
-            ),
-            "begin_step": (_is_integer(self.begin_step, 0), "an integer >= 0"),
-            "end_step": (
-                self.end_step is None or _is_integer(self.end_step, 0),
-                "an integer >= 0, or None",
-            ),
-            "frequency": (
-                self.frequency is None or _is_integer(self.frequency, 1),
-                "an integer >= 1, or None",
-            ),
-            "seed": (_is_integer(self.seed, 0), "an integer >= 0"),
-            "strict": (isinstance(self.strict, bool), "True or False"),
-        }
-        for name, (is_good, expected) in checks.items():
-            if not is_good:
-                raise ValueError(
-                    f"`{name}` must be {expected}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
-
 
 def cluster_once(model: Any, num_clusters: int = 16, **options: Any) -> Any:
     """Returns a copy of a model with clustered weights, without training.
@@ -401,111 +316,6 @@ def cluster_once(model: Any, num_clusters: int = 16, **options: Any) -> Any:
     method = Cluster(num_clusters=num_clusters, **options)
     copy = _keras.clone(model)
     plan = method._plan(copy)
-    _start(method, copy, plan).assign()
+    plan.start(copy, method).assign()
     method._promised = plan.codebooks
     return method.finalize(copy)
-
-
-@dataclasses.dataclass
-class _Plan:
-    """Which weights are clustered, and how.
-
-    Attributes:
-        candidates: All weights of the model.
-        codebooks: Of the clustered ones, by name.
-        reasons: Why others are not, by name.
-    """
-
-    candidates: Sequence[variables.Weight]
-    codebooks: dict[str, Codebook]
-    reasons: Mapping[str, str]
-
-    @property
-    def weights(self) -> dict[str, variables.Weight]:
-        """The clustered weights by name."""
-        return {w.name: w for w in self.candidates if w.name in self.codebooks}
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Why kernels are left alone, by name."""
-        kernels = [weight.name for weight in self.candidates if weight.is_kernel]
-        return {name: self.reasons[name] for name in kernels if name in self.reasons}
-
-    def report(self) -> list[dict[str, Any]]:
-        """Returns the rows of `Cluster.report`."""
-        return [
-            {
-                "name": weight.name,
-                "shape": weight.shape,
-                "size": weight.size,
-                "clustered": weight.name in self.codebooks,
-                "reason": self.reasons.get(weight.name, ""),
-                "clusters": (
-                    self.codebooks[weight.name].num_clusters
-                    if weight.name in self.codebooks
-                    else None
-                ),
-                "distinct": None,
-            }
-            for weight in self.candidates
-        ]
-
-
-@dataclasses.dataclass
-class _Run:
-    """The state of one `fit`.
-
-    Attributes:
-        plan: What is clustered.
-        end: The step from which on weights stay in their clusters; None: not known,
-            or past.
-        clusters: The clusters in force; None: not begun.
-        reach: Upper bound of the optimizer steps after the coming execution.
-        checked: Whether the clusters were seen to be installed.
-    """
-
-    plan: _Plan
-    end: int | None
-    clusters: Clusters | None = None
-    reach: int = 0
-    checked: bool = False
-
-
-def _start(method: Cluster, model: Any, plan: _Plan) -> Clusters:
-    """Finds the first centroids of all weights of a plan."""
-    states, keep = {}, {}
-    for name, weight in plan.weights.items():
-        values = to_numpy(weight.variable)
-        if not np.isfinite(values).all():
-            raise TfoptError(
-                "Weights are not finite, so they have no clusters. Has the training "
-                f"diverged? Try a lower learning rate. Received: weight={name!r}"
-            )
-        if method.preserve_zeros is not False and not values.all():
-            keep[name] = values != 0
-            plan.codebooks[name] = dataclasses.replace(
-                plan.codebooks[name], zero_cluster=True
-            )
-        states[name] = plan.codebooks[name].begin(
-            values, method.initialization, method.seed
-        )
-    return Clusters(model, plan.weights, plan.codebooks, states, keep, method.frequency)
-
-
-def _enforce(clusters: Clusters, when: str) -> None:
-    escaped = clusters.escaped()
-    if escaped:
-        _warn(
-            f"Clustered weights of {escaped} were written past the optimizer {when}, "
-            "by a callback that brings back earlier weights or by a training step of "
-            "the model's own. They are clustered again."
-        )
-        clusters.enforce(escaped)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=2)
-
-
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -13,17 +13,17 @@ import numpy as np
 from tfopt import _keras, masks, schedules
 from tfopt._keras import variables
 from tfopt.methods import _penalty, _prune_arguments, _ramp, _scores, _targets
-from tfopt.methods._base import Method
-from tfopt.methods._masking import Masks, to_numpy
+from tfopt.methods._guarding import GuardingMethod
+from tfopt.methods._masking import Masks
 from tfopt.methods._prune_log import Log
 from tfopt.methods._prune_run import Run
 from tfopt.methods._rewind import Rewind
-from tfopt.types import TfoptError, VerificationError
+from tfopt.types import VerificationError
 
 _log = logging.getLogger(__name__)
 
 
-class Prune(Method):
+class Prune(GuardingMethod[Run]):
     """Makes a growing fraction of the weights zero while the model trains.
 
     The weights of the lowest score go first, by default the smallest. Masks are
@@ -186,8 +186,6 @@ class Prune(Method):
         self.sparsity_penalty = sparsity_penalty
         self.log_dir = log_dir
         self.seed = seed
-        self.report: list[dict[str, Any]] = []
-        self._run: Run | None = None
         self._last_masks: dict[str, np.ndarray] = {}
         # A ramp derived from the length of a `fit` holds for later ones as well, as
         # long as the same optimizer counts the steps; so do the early weights.
@@ -198,7 +196,7 @@ class Prune(Method):
     @property
     def masks(self) -> dict[str, np.ndarray]:
         """The masks by weight name, bool arrays; True keeps. Empty before `fit`."""
-        return self._last_masks if self._run is None else self._run.masks.numpy()
+        return self._last_masks if self._run is None else self._run.guard.numpy()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments as plain values, without `data`."""
@@ -222,8 +220,7 @@ class Prune(Method):
         Raises:
             VerificationError: Weights have fewer zeros than promised.
         """
-        if self._run is not None:  # a fit was aborted
-            self._end(self._run)
+        self._end_run()  # of an aborted fit
         _keras.check_model(model)
         final = _prune_arguments.final_sparsity(self._arguments())
         selection = _targets.select(model, self._rules(), final)
@@ -237,36 +234,16 @@ class Prune(Method):
             )
         return model
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Cleans up after an aborted fit; the new one starts with its first epoch."""
-        del logs
-        if self._run is not None:
-            self._end(self._run)
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts masking at the first epoch: only now is the plan of `fit` known.
-
-        By now, all callbacks have begun and a backup has restored weights and steps.
-        """
-        del logs
-        if self._run is None:
-            self._run = self._start(epoch)
-        self._run.is_last_epoch = epoch + 1 >= self.params["epochs"]
-        self._run.reach = variables.iterations(self.model)
+        """Starts masking at the first epoch: only now is the plan of `fit` known."""
+        super().on_epoch_begin(epoch, logs)
+        if self._run is not None:
+            self._run.is_last_epoch = epoch + 1 >= self.params["epochs"]
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Computes new masks if some fall due within the coming execution."""
         del logs
-        run = self._run
-        if run is None:
-            raise TfoptError(
-                "Prune was not told that an epoch began. Expected `fit`, or a training "
-                "loop that calls `on_train_begin`, `on_epoch_begin` and so on, as "
-                f"keras.callbacks.CallbackList does. Received: batch={batch}"
-            )
-        if not run.checked:
-            run.masks.check_installed()
-            run.checked = True
+        run = self._current_run(batch)
         if self._rewind is not None:
             self._rewind.look()
         if run.schedule is None or run.due is None:
@@ -295,36 +272,25 @@ class Prune(Method):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Checks that nothing has written weights past the masks; logs sparsities."""
-        del logs
+        super().on_epoch_end(epoch, logs)
         run = self._run
-        if run is None:
-            return
-        run.enforce(f"in epoch {epoch}")
-        if run.log is not None:
+        if run is not None and run.log is not None:
             run.log.write(variables.iterations(self.model), run.values())
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Gives the weights their own constraints back; they stay sparse."""
-        del logs
-        run = self._run
-        if run is None:  # there was no epoch
-            return
+    def _finish(self, run: Run) -> None:
         run.enforce("at the end of training")
         ramp = run.schedule
-        try:
-            if run.due is not None and isinstance(ramp, schedules.PolynomialDecay):
-                _log.warning(
-                    "Training ended at step %d and the schedule at step %d; the "
-                    "sparsity is not yet %s.",
-                    variables.iterations(self.model),
-                    ramp.end_step,
-                    ramp.final_sparsity,
-                )
-            elif self._rewind is not None:
-                self._rewind.restore()
-                run.masks.enforce()
-        finally:
-            self._end(run)
+        if run.due is not None and isinstance(ramp, schedules.PolynomialDecay):
+            _log.warning(
+                "Training ended at step %d and the schedule at step %d; the sparsity "
+                "is not yet %s.",
+                variables.iterations(self.model),
+                ramp.end_step,
+                ramp.final_sparsity,
+            )
+        elif self._rewind is not None:
+            self._rewind.restore()
+            run.guard.enforce(list(run.guard.numpy()))
 
     def _arguments(self) -> dict[str, Any]:
         return super().get_config()
@@ -344,12 +310,11 @@ class Prune(Method):
         )
 
     def _start(self, epoch: int) -> Run:
-        _keras.check_model(self.model)
         final = _prune_arguments.final_sparsity(self._arguments())
         selection = _targets.select(self.model, self._rules(), final)
         self.report = selection.report
         chosen = selection.weights
-        values = {weight.name: to_numpy(weight.variable) for weight in chosen}
+        values = {w.name: variables.to_numpy(w.variable) for w in chosen}
         fit = self._plan(epoch)
         schedule = self._schedule_of(fit, selection, values)
         self._announce(selection, schedule)
@@ -365,7 +330,7 @@ class Prune(Method):
             self.score, self.model, chosen, data=self.data, seed=self.seed
         )
         run = Run(
-            masks=Masks(self.model, [*chosen, *selection.vectors]),
+            guard=Masks(self.model, [*chosen, *selection.vectors]),
             selection=selection,
             scorer=scorer,
             keep=keep,
@@ -379,9 +344,9 @@ class Prune(Method):
         if self.sparsity_penalty is not None:
             structure = masks.Structure.parse(self.structure)
             run.undo = _penalty.install(self.sparsity_penalty, chosen, structure)
-        run.masks.install()
+        run.guard.install()
         first = run.begin(values, variables.steps_per_execution(self.model))
-        run.masks.assign(selection.with_followers(first))
+        run.guard.assign(selection.with_followers(first))
         return run
 
     def _announce(
@@ -456,8 +421,7 @@ class Prune(Method):
 
     def _end(self, run: Run) -> None:
         run.end(self.report)
-        self._last_masks = run.masks.numpy()
-        self._run = None
+        self._last_masks = run.guard.numpy()
 
     def _check_kept(self, selection: _targets.Selection) -> None:
         """Raises unless the zeros of the last masks are there."""

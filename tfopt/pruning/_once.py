@@ -11,7 +11,6 @@ import numpy as np
 from tfopt import _keras, masks
 from tfopt._keras import variables
 from tfopt.methods import _prune_arguments, _scores, _targets
-from tfopt.methods._masking import to_numpy
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def prune_once(
     selection = _targets.select(model, rules, final)
     for name, reason in selection.skips.items():
         _log.warning("Not pruning %s: %s.", name, reason)
-    values = {w.name: to_numpy(w.variable) for w in selection.weights}
+    values = {w.name: variables.to_numpy(w.variable) for w in selection.weights}
     scores = _scores.of_data(
         score, model, selection.weights, values, data=data, seed=seed
     )

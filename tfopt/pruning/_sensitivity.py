@@ -17,7 +17,6 @@ import numpy as np
 from tfopt import _keras, artifacts, masks
 from tfopt._keras import variables
 from tfopt.methods import _scores, _targets
-from tfopt.methods._masking import to_numpy
 
 _FORMAT = "tfopt.sensitivity"
 
@@ -183,7 +182,7 @@ def sensitivity(
     grid = _checked_grid(sparsities)
     rules = _rules(score, structure, include, exclude)
     selection = _targets.select(model, rules, 0.0)
-    values = {w.name: to_numpy(w.variable) for w in selection.weights}
+    values = {w.name: variables.to_numpy(w.variable) for w in selection.weights}
     scores = _scores.of_data(score, model, selection.weights, values, data=None, seed=0)
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     if higher_is_better is None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfopt import _keras
+from tfopt.methods._checks import check_arguments
 
 _OUTPUT_WEIGHTS = (
     "None, or numbers >= 0 in order or by name, not all zero, and only without a "
@@ -71,12 +72,7 @@ def check(method: Any) -> None:
     for name in ("teacher_outputs", "student_outputs"):
         known = (None, "logits", "probabilities")
         checks[name] = (getattr(method, name) in known, f"one of {known}")
-    for name, (is_good, expected) in checks.items():
-        if not is_good:
-            raise ValueError(
-                f"`{name}` must be {expected}. "
-                f"Received: {name}={getattr(method, name)!r}"
-            )
+    check_arguments(method, checks)
     if method.features and not _has_layers(teachers[0]):
         raise ValueError(
             "Layers can only be named in a Keras model. Expected a teacher that is "

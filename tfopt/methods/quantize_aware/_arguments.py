@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfopt._keras.flatten import Graph
+from tfopt.methods._checks import check_arguments, is_integer
 from tfopt.methods.quantize_aware._schemes import SCHEMES, scheme_of
 
 _TRACKINGS = ("ema", "minmax", "percentile", "mse")
@@ -42,12 +43,7 @@ def check(method: Any) -> None:
     Raises:
         ValueError: One is out of range, or doesn't go with another one.
     """
-    for name, (is_good, expected) in _ranges(method).items():
-        if not is_good:
-            raise ValueError(
-                f"`{name}` must be {expected}. "
-                f"Received: {name}={getattr(method, name)!r}"
-            )
+    check_arguments(method, _ranges(method))
     for is_bad, names, why in _conflicts(method):
         if is_bad:
             received = ", ".join(f"{name}={getattr(method, name)!r}" for name in names)
@@ -63,7 +59,7 @@ def _ranges(method: Any) -> dict[str, tuple[bool, str]]:
     }
     optional = {
         name: (
-            getattr(method, name) is None or _is_integer(getattr(method, name), bound),
+            getattr(method, name) is None or is_integer(getattr(method, name), bound),
             f"an integer of at least {bound}, or None",
         )
         for name, bound in least.items()
@@ -71,7 +67,7 @@ def _ranges(method: Any) -> dict[str, tuple[bool, str]]:
     return {
         "scheme": (method.scheme in SCHEMES, f"one of {SCHEMES}"),
         "weight_bits": (
-            _is_integer(method.weight_bits, 2) and method.weight_bits <= 8,
+            is_integer(method.weight_bits, 2) and method.weight_bits <= 8,
             "an integer from 2 to 8",
         ),
         "activation_bits": (
@@ -85,12 +81,12 @@ def _ranges(method: Any) -> dict[str, tuple[bool, str]]:
         "ema_decay": (0 <= method.ema_decay < 1, "in [0, 1)"),
         "percentile": (50 < method.percentile <= 100, "above 50 and at most 100"),
         "delay_steps": (
-            _is_integer(method.delay_steps, 0),
+            is_integer(method.delay_steps, 0),
             "an integer of at least 0",
         ),
         **optional,
         "calibration_examples": (
-            _is_integer(method.calibration_examples, 1),
+            is_integer(method.calibration_examples, 1),
             "an integer of at least 1",
         ),
     }
@@ -131,7 +127,3 @@ def _conflicts(method: Any) -> Iterator[tuple[bool, tuple[str, ...], str]]:
         ("packed", "per_channel"),
         "Packed weights have a scale per channel; use per_channel=True",
     )
-
-
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
