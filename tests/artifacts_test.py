@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tfopt import artifacts
+from tfopt._writing import _claims
 from tfopt.types import Signature, TensorInfo, TfoptError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -210,10 +211,12 @@ def test_a_killed_process_leaves_the_old_directory(tmp_path):
 
 
 def test_killed_between_two_renames_the_old_directory_comes_back(tmp_path):
+    # The way of file systems that cannot exchange two names.
     target = tmp_path / "model"
     make_directory(target, b"old")
     done = run_child(f"""
-        import tfopt.artifacts
+        from tfopt._writing import _replacing
+        _replacing._renameat2 = lambda: None
         rename = os.rename
         def rename_and_die(source, destination):
             rename(source, destination)
@@ -232,19 +235,43 @@ def test_killed_between_two_renames_the_old_directory_comes_back(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
+def leftover(folder, name, machine=None):
+    """Makes a temporary folder as a process leaves it that was killed."""
+    prefix = _claims.prefix_for(name)
+    if machine is not None:
+        prefix = prefix.replace(_claims._machine(), machine)
+    place = folder / f"{prefix}abcdefgh"
+    place.mkdir()
+    (place / name).write_bytes(b"half")
+    return place
+
+
 def test_only_leftovers_of_the_same_target_and_of_dead_processes_go(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    kept = [
-        f".tfopt-a.pb.{os.getppid()}.abcdefgh",  # alive
-        f".tfopt-a.pb.{dead.pid}.{os.getppid()}.abcdefgh",  # of `a.pb.<number>`
-        f".tfopt-b.pb.{dead.pid}.abcdefgh",  # of `b.pb`
-        f"a.pb.{dead.pid}.abcdefgh",
+    goes = leftover(tmp_path, "a.pb")
+    stays = [
+        leftover(tmp_path, "b.pb"),
+        leftover(tmp_path, "a.pb", machine="0" * 8),  # another machine, just now
     ]
-    for name in (*kept, f".tfopt-a.pb.{dead.pid}.abcdefgh"):
-        (tmp_path / name).mkdir()
+    with artifacts.atomic_path(tmp_path / "a.pb") as alive:
+        alive.write_bytes(b"first")
+        artifacts.write_bytes(tmp_path / "a.pb", b"second")
+        assert alive.read_bytes() == b"first"
+    assert not goes.exists()
+    assert names(tmp_path) == sorted([*(item.name for item in stays), "a.pb"])
+    # After a day, what another machine has left is a leftover.
+    for place in (stays[1] / "a.pb", stays[1]):
+        os.utime(place, (0, 0))
+    artifacts.write_bytes(tmp_path / "a.pb", b"third")
+    assert names(tmp_path) == sorted([stays[0].name, "a.pb"])
+
+
+def test_a_link_with_the_name_of_a_leftover_is_not_followed(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_bytes(b"years of work")
+    link = tmp_path / f"{_claims.prefix_for('a.pb')}abcdefgh"
+    link.symlink_to(tmp_path / "precious")
     artifacts.write_bytes(tmp_path / "a.pb", b"x")
-    assert names(tmp_path) == sorted([*kept, "a.pb"])
+    assert (tmp_path / "precious" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize("folder", ["file", "file/deeper", "/proc/absent"])

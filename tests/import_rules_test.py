@@ -40,30 +40,42 @@ class Rule:
 RULES = {
     "__init__": Rule(),
     "types": Rule("numpy"),
-    "artifacts": Rule("", "", "types"),
+    "artifacts": Rule("", "", "types _writing"),
+    "_writing": Rule("", "", "types"),
     "schedules": Rule("", "", "types"),
     "packing": Rule("", "zstandard", "types artifacts"),
     "masks": Rule("numpy", "", "types"),
     "affine": Rule("numpy", "", "types"),
-    "runner": Rule("numpy ai_edge_litert", "rich", "types artifacts tflite_file"),
+    "runner": Rule(
+        "numpy ai_edge_litert", "rich", "types artifacts tflite_file tflite_schema"
+    ),
     "benchmark": Rule(
         "numpy",
         "tensorflow",
         "types artifacts tflite_file runner data report _keras savedmodel",
     ),
     "comparison": Rule("numpy", "", "types artifacts data benchmark report"),
-    "tflite_file": Rule("numpy flatbuffers ai_edge_litert", "", "types affine"),
+    "tflite_file": Rule(
+        "numpy flatbuffers ai_edge_litert", "", "types affine tflite_schema"
+    ),
+    "tflite_schema": Rule(),
     "sparse_inference": Rule("numpy", "", "types tflite_file"),
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
     "data": Rule("numpy", "tensorflow", "types"),
-    "savedmodel": Rule("numpy google google_crc32c", "ml_dtypes", "types artifacts"),
+    "savedmodel": Rule(
+        "numpy google google_crc32c", "ml_dtypes", "types artifacts _trust"
+    ),
     "methods": Rule(
         "numpy tensorflow",
         "",
         # Teachers may be `.tflite` files.
         "_keras schedules masks affine types runner tflite_file",
     ),
-    "_keras": Rule("numpy tensorflow", "h5py keras tf_keras", "types affine _child"),
+    "_keras": Rule(
+        "numpy tensorflow",
+        "h5py keras tf_keras",
+        "types affine _child _trust savedmodel",
+    ),
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
     ),
@@ -133,6 +145,7 @@ RULES = {
     "_flags": Rule("absl", "rich", "_quiet _signatures artifacts types"),
     "_child": Rule("absl", "", "types artifacts"),
     "_quiet": Rule(),
+    "_trust": Rule(),
     "_signatures": Rule(),
     "tools": Rule("absl", "", "_flags"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -10,16 +9,45 @@ import json
 import math
 import os
 import pathlib
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfopt._writing import (
+    AtomicSet,
+    atomic_path,
+    atomic_set,
+    locked,
+    recover,
+    remove,
+    temporary_folder,
+    work_lock,
+)
 from tfopt.types import Artifact, Signature, TfoptError
 
-_TEMP_PREFIX = ".tfopt-"
-_OWNER = re.compile(r"(\d+)\.[^.]+")
+__all__ = [
+    "AtomicSet",
+    "Outcome",
+    "atomic_path",
+    "atomic_set",
+    "describe",
+    "format_of",
+    "gzip_size",
+    "locked",
+    "raw_size",
+    "read_manifest",
+    "recover",
+    "remove",
+    "sha256",
+    "temporary_folder",
+    "to_json",
+    "work_lock",
+    "write_bytes",
+    "write_files",
+    "write_if_changed",
+    "write_json",
+    "write_manifest",
+]
+
 _CHUNK = 1 << 20
 # Suffixes of model files.
 _FORMATS = {
@@ -30,62 +58,6 @@ _FORMATS = {
     ".pb": "graph_def",
     ".pbtxt": "graph_def",
 }
-# Whatever TensorFlow and Keras put at the top of a SavedModel.
-_SAVED_MODEL = {
-    *("saved_model.pb", "saved_model.pbtxt", "variables", "assets", "assets.extra"),
-    *("fingerprint.pb", "keras_metadata.pb", "debug"),
-}
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of `path` that replaces it on success.
-
-    The block creates a file or a directory there. When it ends normally the
-    content is flushed to disk and renamed over `path`; when it raises, the
-    temporary is removed and whatever stood at `path` is untouched. A symlink at
-    `path` stays and its target is replaced. A directory is replaced only by a
-    directory, and only if it holds nothing but an earlier output. Leftovers of
-    killed processes that aimed at the same `path` are removed first.
-
-    Args:
-        path: Final file or directory; missing parent folders are created.
-
-    Yields:
-        A path in a private temporary folder, with the suffix of `path`.
-
-    Raises:
-        TfoptError: The folder cannot be written, the disk is full, or something else
-            stands at `path`.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> target = pathlib.Path(tempfile.mkdtemp()) / "model.bin"
-        >>> with atomic_path(target) as temporary:
-        ...     _ = temporary.write_bytes(b"done")
-        >>> target.read_bytes()
-        b'done'
-    """
-    final = pathlib.Path(os.path.realpath(path))
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final)
-        prefix = f"{_TEMP_PREFIX}{final.name}.{os.getpid()}."
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        temporary = folder / final.name
-        try:
-            yield temporary
-            _flush(temporary)
-            _replace(temporary, final, folder)
-        except OSError as error:
-            if error.filename is None or str(folder) in str(error.filename):
-                raise _cannot_write(path, error) from error
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -103,6 +75,45 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_files(
+    contents: Mapping[str, bytes], *, always: bool = True
+) -> dict[str, bool]:
+    """Writes files that belong together, so that all are complete or none is changed.
+
+    A process that is killed while they are put in place leaves some old and some new;
+    the next one that writes any of them, or `recover`, completes the set.
+
+    Args:
+        contents: By path, the main file last.
+        always: Whether to write also what is there already; else its time stays.
+
+    Returns:
+        Whether each was written.
+
+    Raises:
+        TfoptError: A folder cannot be written, or the disk is full.
+        ValueError: Two paths are the same.
+
+    Example:
+        >>> import os, tempfile
+        >>> place = os.path.join(tempfile.mkdtemp(), "model")
+        >>> files = {place + ".h": b"header", place + ".c": b"source"}
+        >>> list(write_files(files).values())
+        [True, True]
+        >>> list(write_files(files, always=False).values())
+        [False, False]
+    """
+    recover(contents)
+    written = {
+        path: always or not _holds(path, content) for path, content in contents.items()
+    }
+    with atomic_set() as outputs:
+        for path, content in contents.items():
+            if written[path]:
+                outputs.add(path).write_bytes(content)
+    return written
 
 
 def write_if_changed(
@@ -127,15 +138,7 @@ def write_if_changed(
         >>> write_if_changed(target, b"TFL3"), write_if_changed(target, b"TFL3")
         (True, False)
     """
-    file = pathlib.Path(path)
-    if not always and file.is_file() and file.stat().st_size == len(content):
-        try:
-            if file.read_bytes() == content:
-                return False
-        except OSError:
-            pass  # then it cannot be compared, but may still be replaced
-    write_bytes(path, content)
-    return True
+    return write_files({os.fspath(path): content}, always=always)[os.fspath(path)]
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -358,108 +361,21 @@ def _files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     return sorted(file for file in root.rglob("*") if file.is_file())
 
 
+def _holds(path: str, content: bytes) -> bool:
+    file = pathlib.Path(path)
+    try:
+        return (
+            file.is_file()
+            and file.stat().st_size == len(content)
+            and file.read_bytes() == content
+        )
+    except OSError:
+        return False  # it cannot be compared, but may still be replaced
+
+
 def _file_digest(path: pathlib.Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _flush(path: pathlib.Path) -> None:
-    if not path.exists():
-        raise TfoptError(
-            f"Nothing was written for {path.name}; this is a bug in tfopt."
-        )
-    entries = [path, *path.rglob("*")] if path.is_dir() else [path]
-    for entry in entries:
-        _fsync(entry)
-
-
-def _fsync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(
-    temporary: pathlib.Path, final: pathlib.Path, folder: pathlib.Path
-) -> None:
-    if final.exists() and final.is_dir() != temporary.is_dir():
-        kinds = ("a directory", "a file")
-        old, new = kinds if final.is_dir() else reversed(kinds)
-        raise TfoptError(
-            f"Cannot write {new} in the place of {old}. Expected a path that is free "
-            f"or holds {new}; choose another or remove it. "
-            f"Received: path={os.fspath(final)!r}"
-        )
-    strangers = _strangers(final, temporary)
-    if strangers:
-        raise TfoptError(
-            "Cannot replace a directory that holds other things. Expected a new path, "
-            "an empty directory or an earlier output. "
-            f"Received: path={os.fspath(final)!r} with {strangers[:5]}"
-        )
-    # rename(2) does not replace a directory that holds something: then the old one
-    # moves aside first and comes back on failure.
-    if final.is_dir():
-        aside = folder / "replaced"
-        os.rename(final, aside)
-        try:
-            os.rename(temporary, final)
-        except OSError:
-            os.rename(aside, final)
-            raise
-    else:
-        os.replace(temporary, final)
-    _fsync(final.parent)
-
-
-def _strangers(final: pathlib.Path, temporary: pathlib.Path) -> list[str]:
-    """Returns what a directory would lose that no output of this kind has."""
-    if not final.is_dir():
-        return []
-    known = {entry.name for entry in temporary.iterdir()} | _SAVED_MODEL
-    return sorted({entry.name for entry in final.iterdir()} - known)
-
-
-def _remove_leftovers(final: pathlib.Path) -> None:
-    prefix = f"{_TEMP_PREFIX}{final.name}."
-    for entry in final.parent.glob(f"{_TEMP_PREFIX}*"):
-        if not entry.name.startswith(prefix):
-            continue
-        # `model` must not touch the temporaries of `model.1`: <pid>.<random> only.
-        owner = _OWNER.fullmatch(entry.name, len(prefix))
-        if owner and not _is_alive(int(owner[1])):
-            _rescue(entry, final)
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _rescue(leftover: pathlib.Path, final: pathlib.Path) -> None:
-    # Killed between the two renames of a directory: bring the old one back.
-    aside = leftover / "replaced"
-    if aside.exists() and not final.exists():
-        os.rename(aside, final)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _cannot_write(path: str | os.PathLike[str], error: OSError) -> TfoptError:
-    # mkdir says "File exists" where the folder is to be below a file.
-    blocked = isinstance(error, FileExistsError)
-    reason = "its folder is a file" if blocked else error.strerror or str(error)
-    return TfoptError(
-        f"Cannot write the output: {reason}. Expected a writable "
-        "folder with enough free space. The old output, if any, is untouched. "
-        f"Received: path={os.fspath(path)!r}"
-    )
