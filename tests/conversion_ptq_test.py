@@ -206,7 +206,7 @@ def test_a_pattern_that_matches_nothing(model):
     ("options", "message"),
     [
         ({"keep_float": "dw"}, "keep_float=.*quantization='none'"),
-        ({"quantization": "float16", "keep_float": "dw"}, "keep_float="),
+        ({"quantization": "int16x8", "keep_float": "dw"}, "keep_float="),
         ({"quantization": "dynamic", "equalize": True}, "equalize=True"),
         ({"correct_bias": True}, "correct_bias=True"),
         ({**INT8, "keep_float": 3}, "keep_float=3"),
@@ -252,6 +252,39 @@ def test_dynamic_leaves_layers_in_float(keras, size):
 
 
 EYE = np.eye(40, dtype=np.float32)
+
+
+def test_float16_leaves_layers_in_float32(keras):
+    inputs = keras.Input((40,), name="x")
+    shared = keras.layers.Dense(40, name="shared")
+    other = keras.layers.Dense(64, name="other")
+    small = keras.layers.Rescaling(1.0, offset=1e-10, name="small")
+    power, log = (
+        keras.layers.Lambda(f, name=f.__name__) for f in (tf.square, tf.math.log)
+    )
+    x = other(shared(shared(inputs)))
+    model = keras.Model(inputs, log(small(power(x))))
+    x = np.concatenate([EYE, np.zeros_like(EYE)])
+    lost, kept = (
+        conversion.convert_with_report(
+            model,
+            quantization="float16",
+            representative_dataset=EYE,
+            keep_float=names,
+        )
+        for names in (["other"], ["small", "shared"])
+    )
+    # 1e-10 is 0 in float16, where the logarithm of nothing is infinite.
+    found = [next(iter(run(done.content, {"x": x}).values())) for done in (lost, kept)]
+    assert np.isinf(found[0][40:]).all()
+    assert np.isclose(found[1][40:], np.log(1e-10)).all()
+    sizes = [done.report["constant_bytes"] for done in (lost, kept)]
+    # The layer that is called twice has one kernel.
+    assert sizes[0]["float32"] >= 4 * 40 * 64
+    assert sizes[0]["float16"] < 2 * 40 * 41 + 200
+    assert 4 * 40 * 40 <= sizes[1]["float32"] < 4 * 40 * 45
+    assert sizes[1]["float16"] <= 2 * 40 * 64 + 200
+    assert kept.report["kept_float"]["layers"] == ["shared", "small"]
 
 
 def test_dynamic_depthwise_in_float_needs_no_warning(keras):

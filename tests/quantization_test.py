@@ -272,3 +272,51 @@ def test_what_cannot_be_measured(model):
         tfopt.sensitivity(model, (IMAGES, LABELS), methods="int8", metric=undefined)
     with pytest.raises((ValueError, TfoptError)):
         tfopt.sensitivity(3, IMAGES, methods="int8")
+
+
+# What layers hold
+
+
+def test_dynamic_scores_are_those_of_real_conversions(keras):
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((40,), name="x"),
+            layers.Dense(64, name="first", activation="relu"),
+            layers.Dense(4, name="second"),
+            layers.Dense(300, name="third"),
+        ]
+    )
+    data = np.random.default_rng(0).normal(size=(16, 40)).astype(np.float32)
+    found = tfopt.sensitivity(model, data, methods="dynamic")
+    # The converter leaves fewer than 1024 weights as they are.
+    assert list(found.alone["dynamic"]) == ["first", "third"]
+    for layer, rest in (("first", "third"), ("third", "first")):
+        content = tfopt.convert(model, quantization="dynamic", keep_float=rest)
+        reference = model(tf.constant(data)).numpy()
+        real = samples.sqnr(reference, run(content, {"x": data})["third"])
+        assert found.alone["dynamic"][layer].sqnr_db == pytest.approx(real, abs=0.01)
+
+
+def test_ranges_and_constants_of_layers(keras):
+    layers = keras.layers
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(3, use_bias=False, name="wide")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, use_bias=False, name="last")(x))
+    kernel = np.zeros((4, 3), np.float32)
+    kernel[0] = 255.0, 1e-9, 0.4
+    model.get_layer("wide").set_weights([kernel])
+    data = np.eye(4, dtype=np.float32)
+    found = tfopt.sensitivity(model, data, methods="float16")
+    layer = found.layers["wide"]
+    assert layer.outputs.lowest == 0.0
+    assert layer.outputs.highest == pytest.approx(255, rel=1e-5)
+    assert layer.outputs.step == pytest.approx(1, rel=1e-5)
+    # 1e-9 and 0.4 are less than half a step.
+    assert layer.outputs.lost == pytest.approx(2 / 3)
+    (constant,) = layer.constants.values()
+    assert (constant.bytes, constant.lost_in_float16) == (48, 1)
+    assert constant.smallest == pytest.approx(1e-9)
+    assert constant.largest == 255
+    assert "255" in str(layer.outputs)

@@ -100,7 +100,8 @@ def sensitivity(
             for quantization also inputs alone, in any form of its
             `representative_dataset`: then only noise is measured.
         methods: `"prune"`; or one or several of `"int8"` (weights and activations),
-            `"int8_weights"`, `"int4_weights"` and `"float16"` (weights alone).
+            `"dynamic"`, `"int8_weights"`, `"int4_weights"` and `"float16"` (weights
+            alone).
         metric: `"prune"`: name of what `model.evaluate` returns ("loss" by default)
             or a function: model -> number. Quantization: "accuracy" (the default, if
             there are labels) or a function: outputs, labels -> number.

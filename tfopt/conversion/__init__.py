@@ -106,9 +106,9 @@ def convert(
         inference_input_type: Type of float inputs: `"int8"` or `"uint8"` in an
             `"int8"` file, `"int16"` in an `"int16x8"` file.
         inference_output_type: The same for float outputs.
-        keep_float: Layers that `"int8"`, `"dynamic"` or `"int4"` leave in float:
-            globs for their names or leading parts of them (`"block/*"`; graph nodes,
-            for models that are not Keras), or for kinds of operators
+        keep_float: Layers that `"int8"`, `"dynamic"`, `"float16"` or `"int4"` leave
+            in float32: globs for their names or leading parts of them (`"block/*"`;
+            graph nodes, for models that are not Keras), or for kinds of operators
             (`"DEPTHWISE_CONV_2D"`).
             `tfopt.sensitivity` tells which are worth it.
         keep_int8: Layers that `"int4"` stores in 8 bits, in the same way.

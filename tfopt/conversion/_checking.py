@@ -92,7 +92,7 @@ def _check_refinements(options: _lowering.Options) -> None:
             "cannot with `allow_select_tf_ops`. Received: allow_select_tf_ops=True"
         )
     for name, value, modes in (
-        ("keep_float", options.keep_float, ("int8", "dynamic", "int4")),
+        ("keep_float", options.keep_float, ("int8", "dynamic", "float16", "int4")),
         ("keep_int8", options.keep_int8, ("int4",)),
         ("equalize", options.equalize, ("int8",)),
         ("correct_bias", options.correct_bias, ("int8",)),

@@ -86,8 +86,8 @@ class Writer:
             content, kept = self._int4(options, report)
         elif not options.is_refined:
             content = self._plain(options)
-        elif options.quantization == "dynamic":
-            content, kept = self._dynamic(options, report)
+        elif options.quantization in ("dynamic", "float16"):
+            content, kept = self._selective(options, report)
         else:
             content, kept = self._int8(options, report)
         if _freezing.trained_scheme(self._frozen) == "int4":
@@ -127,15 +127,15 @@ class Writer:
             frozen = _freezing.without_fake_quant(frozen)
         return self._lowering.lower(frozen, options, self._calibration)
 
-    def _dynamic(
+    def _selective(
         self, options: _lowering.Options, report: dict[str, Any]
     ) -> tuple[bytes, list[LayerOperator]]:
         plain = self._lowering.lower(
             self._frozen, dataclasses.replace(options, quantization="none")
         )
         kept = self._kept(plain, options, report)
-        dynamic = self._lowering.lower(self._frozen, options)
-        return _selective.restore(dynamic, plain, kept), kept
+        smaller = self._lowering.lower(self._frozen, options)
+        return _selective.restore(smaller, plain, kept), kept
 
     def _int4(
         self, options: _lowering.Options, report: dict[str, Any]

@@ -98,7 +98,7 @@ def tflite_convert(
             name of the input (or x_train), a .npy file, or module:function.
         calibration_examples: At most so many examples are taken from it.
         allow_float_fallback: Accept operators that compute on floats in an int8 file.
-        keep_float: Layers or kinds of operators that int8 or dynamic leave in float.
+        keep_float: Layers or kinds of operators that are left in float32.
         keep_int8: Layers or kinds of operators that int4 stores in 8 bits.
         equalize: Even out ranges of channels across layers before int8.
         correct_bias: Correct biases by the mean error of int8.

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from tfopt import inspection
 from tfopt.types import UsageError
 
-SensitivityMethod = Literal["int8", "int8_weights", "int4_weights", "float16"]
+SensitivityMethod = Literal[
+    "int8", "dynamic", "int8_weights", "int4_weights", "float16"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ def inspect_model(
         against: A second model; shown is what it has other than the first one.
         largest: How many of the largest weight tensors are listed.
         sensitivity: Also measure what each layer loses when it alone is quantized:
-            int8 (weights and activations), int8_weights, int4_weights, float16.
+            int8 (weights and activations), dynamic, int8_weights, int4_weights,
+            float16.
         data: For sensitivity: FILE.npz with x_test and, for accuracy, y_test; or
             module:function.
         input_scale: Factor on these inputs, such as 0.00392156863 (1/255) for pixels.

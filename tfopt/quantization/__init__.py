@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from tfopt.quantization._measuring import METHODS, measure
 from tfopt.quantization._result import (
+    Constant,
     Layer,
     QuantizationSensitivity,
+    Range,
     Score,
 )
 
-__all__ = ["METHODS", "Layer", "QuantizationSensitivity", "Score", "measure"]
+__all__ = [
+    "METHODS",
+    "Constant",
+    "Layer",
+    "QuantizationSensitivity",
+    "Range",
+    "Score",
+    "measure",
+]

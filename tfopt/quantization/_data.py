@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from tfopt import _samples
+from tfopt import data as datasets
 
 
 def split(data: Any, num_inputs: int, *, limit: int) -> tuple[Any, np.ndarray | None]:
@@ -15,7 +19,9 @@ def split(data: Any, num_inputs: int, *, limit: int) -> tuple[Any, np.ndarray | 
     Args:
         data: `(inputs, labels)`, arrays of examples (inputs also a dictionary of
             them); or an iterable, such as a `tf.data.Dataset`, of `(inputs, labels)`
-            batches; or inputs alone, in every form of a `representative_dataset`.
+            batches; or an `.npz` file or `module:function` of either (see
+            `tfopt.data.load_examples`); or inputs alone, in every form of a
+            `representative_dataset`.
         num_inputs: How many inputs the model has.
         limit: At most so many examples are taken.
 
@@ -26,6 +32,9 @@ def split(data: Any, num_inputs: int, *, limit: int) -> tuple[Any, np.ndarray | 
     Raises:
         ValueError: Inputs and labels are of different numbers.
     """
+    if isinstance(data, (str, os.PathLike)):
+        inputs, labels = datasets.load_examples(data)
+        return inputs, None if labels is None else np.asarray(labels)[:limit]
     if isinstance(data, tuple) and len(data) == 2:
         inputs, labels = data
         _check_lengths(inputs, labels)

@@ -8,6 +8,7 @@ run in LiteRT: real integer kernels and no simulation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tfopt._keras import variables
 from tfopt.conversion import (
     _checking,
     _freezing,
+    _lowering,
     _noise,
     _operators,
     _samples,
@@ -28,7 +30,7 @@ from tfopt.conversion import (
     _writing,
 )
 from tfopt.conversion._operators import LayerOperator
-from tfopt.quantization import _data, _result, _variants
+from tfopt.quantization import _data, _ranges, _result, _variants
 from tfopt.quantization._result import Layer, QuantizationSensitivity, Score
 from tfopt.quantization._scores import ScoreFile
 from tfopt.report import accuracy
@@ -87,6 +89,7 @@ def measure(
                 }
                 for name in wanted
             }
+        described = {layer: subject.described(layer) for layer in layers}
     name = subject.metric_name
     if higher_is_better is None:
         higher_is_better = not any(word in name for word in ("loss", "error"))
@@ -94,7 +97,7 @@ def measure(
         metric=name or None,
         higher_is_better=higher_is_better,
         baseline=subject.baseline,
-        layers={layer: _cost(subject.groups[layer]) for layer in layers},
+        layers=described,
         whole=whole,
         alone=measured["alone"],
         restored=measured["restored"],
@@ -136,6 +139,8 @@ class _Subject:
             _checking.check_quantization(_variants.OPTIONS, frozen, samples)
             self._writer = _writing.Writer(frozen, source, calibration, False)
             self._calibrated = self._writer.calibrated
+        self._frozen = frozen
+        self._samples = samples
         self._operators = self._writer.operators(self._calibrated)
         size = _BATCH if _samples.is_batch_free(source.specs) else 1
         self._batches = samples.merged(len(samples.batches), size)
@@ -184,12 +189,42 @@ class _Subject:
             f"{method}/{kind}/{layer}", lambda: self._score(method, kind, layer)
         )
 
+    def described(self, layer: str) -> Layer:
+        """Returns what a layer takes in float, and what numbers it has."""
+        group = self.groups[layer]
+        macs = [operator.macs for operator in group]
+        return Layer(
+            operators=tuple(dict.fromkeys(operator.kind for operator in group)),
+            macs=None if None in macs else sum(count or 0 for count in macs),
+            constant_bytes=sum(operator.constant_bytes for operator in group),
+            constants=self._constants[layer],
+            outputs=self._outputs.get(layer),
+        )
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, dict[str, _result.Constant]]:
+        return _ranges.constants(self._calibrated, self.groups)
+
+    @functools.cached_property
+    def _outputs(self) -> dict[str, _result.Range]:
+        return _ranges.outputs(self._calibrated, self.groups, self._samples)
+
+    @functools.cached_property
+    def _dynamic(self) -> bytes:
+        return _lowering.lower(self._frozen, _variants.DYNAMIC)
+
     def _score(self, method: str, kind: str, layer: str) -> Score:
         everything = {operator.index for operator in self._operators}
         mine = {operator.index for operator in self.groups.get(layer, ())}
         chosen = mine if kind == "alone" else everything - mine
         content = self._writer.named(
-            _variants.variant(method, self._calibrated, self._operators, chosen)
+            _variants.variant(
+                method,
+                self._calibrated,
+                self._operators,
+                chosen,
+                lambda: self._dynamic,
+            )
         )
         signature = tflite_file.read(content).signatures[0]
         found = _verification.run(content, signature, self._batches)
@@ -286,12 +321,3 @@ def _groups(operators: Sequence[LayerOperator]) -> dict[str, list[LayerOperator]
     for operator in operators:
         groups.setdefault(operator.layer, []).append(operator)
     return groups
-
-
-def _cost(group: Sequence[LayerOperator]) -> Layer:
-    macs = [operator.macs for operator in group]
-    return Layer(
-        operators=tuple(dict.fromkeys(operator.kind for operator in group)),
-        macs=None if None in macs else sum(count or 0 for count in macs),
-        constant_bytes=sum(operator.constant_bytes for operator in group),
-    )

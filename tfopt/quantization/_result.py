@@ -42,6 +42,50 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+    """The values of a tensor that one scale of int8 has to serve.
+
+    Attributes:
+        lowest: The lowest value, or 0 if that is lower: the scale includes it.
+        highest: The highest value, or 0 likewise.
+        lost: The share, among the values that aren't 0, of those smaller than half a
+            step of int8, which become 0 (where 0 has a code of its own).
+    """
+
+    lowest: float
+    highest: float
+    lost: float
+
+    @property
+    def step(self) -> float:
+        """The distance of neighbouring int8 values, `(highest - lowest) / 255`."""
+        return (self.highest - self.lowest) / 255
+
+    def __str__(self) -> str:
+        return (
+            f"values from {self.lowest:.3g} to {self.highest:.3g} in steps of "
+            f"{self.step:.2g}, where {self.lost:.0%} of those that aren't 0 become 0"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A float constant of a layer.
+
+    Attributes:
+        bytes: In float32.
+        smallest: Least absolute value that isn't 0; 0 if all are.
+        largest: Largest absolute value.
+        lost_in_float16: How many values that aren't 0 become 0, or infinite, there.
+    """
+
+    bytes: int
+    smallest: float
+    largest: float
+    lost_in_float16: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """What a layer takes in float.
 
@@ -49,11 +93,30 @@ class Layer:
         operators: Kinds of TFLite operators that it became.
         macs: Multiply-accumulates for one example; `None` if sizes are free.
         constant_bytes: Bytes of its float constants.
+        constants: The same one by one, by digest: equal ones are stored once in a
+            file, whichever layers have them.
+        outputs: The values of that output of its operators of which int8 would lose
+            most, on a few examples; `None` if unknown.
     """
 
     operators: tuple[str, ...]
     macs: int | None
     constant_bytes: int
+    constants: Mapping[str, Constant] = dataclasses.field(default_factory=dict)
+    outputs: Range | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Layer:
+        """Makes one of what `dataclasses.asdict` returned."""
+        constants = content.get("constants", {})
+        outputs = content.get("outputs")
+        return cls(
+            operators=tuple(content["operators"]),
+            macs=content["macs"],
+            constant_bytes=content["constant_bytes"],
+            constants={key: Constant(**item) for key, item in constants.items()},
+            outputs=None if outputs is None else Range(**outputs),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +266,7 @@ class QuantizationSensitivity:
             higher_is_better=data["higher_is_better"],
             baseline=data["baseline"],
             layers={
-                name: Layer(**{**item, "operators": tuple(item["operators"])})
-                for name, item in data["layers"].items()
+                name: Layer.from_json(item) for name, item in data["layers"].items()
             },
             whole={name: Score(**score) for name, score in data["whole"].items()},
             **scores,

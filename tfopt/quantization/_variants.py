@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from tfopt import affine
-from tfopt.conversion import _constants, _lowering
+from tfopt.conversion import _constants, _lowering, _selective
 from tfopt.conversion._constants import Constants
 from tfopt.conversion._operators import LayerOperator
 
 # Bits of the weights, for methods that quantize nothing else.
 _WEIGHT_BITS = {"int8_weights": 8, "int4_weights": 4}
-METHODS = ("int8", *_WEIGHT_BITS, "float16")
+METHODS = ("int8", "dynamic", *_WEIGHT_BITS, "float16")
 # Axis that keeps a scale each, as the converter chooses it.
 _CHANNEL_AXES = {**_constants.OUTPUT_AXIS, "TRANSPOSE_CONV": 0, "CONV_3D": 4}
 OPTIONS = _lowering.Options("int8", "float32", "float32", allow_float=True)
+DYNAMIC = _lowering.Options("dynamic", "float32", "float32", allow_float=False)
+# The converter leaves constants of fewer elements as they are.
+_MIN_ELEMENTS = 1024
 # Operators that only relabel or move values: they follow what is around them.
 VIEWS = frozenset(
     {
@@ -31,7 +34,8 @@ def has_effect(method: str, operators: Sequence[LayerOperator]) -> bool:
     """Returns whether a method can change what a layer computes."""
     if method == "int8":
         return any(operator.kind not in VIEWS for operator in operators)
-    return any(operator.constant_bytes for operator in operators)
+    least = 4 * _MIN_ELEMENTS if method == "dynamic" else 1
+    return any(operator.constant_bytes >= least for operator in operators)
 
 
 def variant(
@@ -39,22 +43,28 @@ def variant(
     calibrated: bytes,
     operators: Sequence[LayerOperator],
     chosen: Collection[int],
+    dynamic: Callable[[], bytes],
 ) -> bytes:
     """Returns a file in which only some operators are quantized.
 
     `"int8"` is done by the converter's own quantizer, with integer kernels for those
-    operators and conversions around them; weights alone are rounded in place.
+    operators and conversions around them; `"dynamic"` by giving the other ones their
+    float weights back; weights alone are rounded in place.
 
     Args:
         method: One of `METHODS`.
         calibrated: The float file with ranges.
         operators: All its operators.
         chosen: Indices of those to quantize.
+        dynamic: Returns the file with all of them in `"dynamic"`.
     """
+    floats = [x for x in operators if x.index not in chosen]
     if method == "int8":
-        floats = [x for x in operators if x.index not in chosen]
         keep = {name for operator in floats for name in operator.tensors}
         return _lowering.quantize(calibrated, OPTIONS, keep)
+    if method == "dynamic":
+        kept = [operator for operator in floats if operator.constant_bytes]
+        return _selective.restore(dynamic(), calibrated, kept)
     constants = Constants(calibrated)
     for operator in operators:
         if operator.index in chosen:
