@@ -47,7 +47,9 @@ RULES = {
     "masks": Rule("numpy", "", "types"),
     "affine": Rule("numpy", "", "types"),
     "runner": Rule(
-        "numpy ai_edge_litert", "rich", "types artifacts tflite_file tflite_schema"
+        "numpy ai_edge_litert",
+        "rich",
+        "types artifacts tflite_file tflite_schema _array_files",
     ),
     "benchmark": Rule(
         "numpy",
@@ -61,7 +63,8 @@ RULES = {
     "tflite_schema": Rule(),
     "sparse_inference": Rule("numpy", "", "types tflite_file"),
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
-    "data": Rule("numpy", "tensorflow", "types"),
+    "data": Rule("numpy", "tensorflow", "types _array_files"),
+    "_array_files": Rule("numpy"),
     "savedmodel": Rule(
         "numpy google google_crc32c", "ml_dtypes", "types artifacts _trust"
     ),
@@ -69,12 +72,12 @@ RULES = {
         "numpy tensorflow",
         "",
         # Teachers may be `.tflite` files.
-        "_keras schedules masks affine types runner tflite_file",
+        "_keras _samples schedules masks affine types runner tflite_file",
     ),
     "_keras": Rule(
         "numpy tensorflow",
         "h5py keras tf_keras",
-        "types affine _child _trust savedmodel",
+        "types artifacts affine _child _trust savedmodel",
     ),
     "freezing": Rule(
         "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
@@ -96,7 +99,7 @@ RULES = {
         "numpy tensorflow ai_edge_litert",
         "",
         "types artifacts affine tflite_file runner savedmodel freezing data inspection"
-        " micro _keras",
+        " micro _keras _samples",
     ),
     "finetuning": Rule(
         "numpy",
@@ -135,7 +138,7 @@ RULES = {
     "quantization": Rule(
         "numpy",
         "matplotlib",
-        "types artifacts affine report tflite_file conversion _keras",
+        "types artifacts affine report tflite_file conversion data _keras _samples",
     ),
     "tfmot": Rule(
         "",
@@ -147,6 +150,7 @@ RULES = {
     "_quiet": Rule(),
     "_trust": Rule(),
     "_signatures": Rule(),
+    "_samples": Rule("numpy", "", "types data"),
     "tools": Rule("absl", "", "_flags"),
 }
 # Modules that work where there is no TensorFlow.
@@ -160,6 +164,7 @@ LIGHT = (
         "savedmodel",
         "_flags",
         "_quiet",
+        "_samples",
         "_signatures",
     ),
 )

@@ -384,7 +384,7 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(TfoptError, match=r"No such file.*none\.tflite"):
         tflite_file.read(tmp_path / "none.tflite")
     for content in (b"", b"PK\x03\x04 something else"):
-        with pytest.raises(TfoptError, match="does not begin like one"):
+        with pytest.raises(TfoptError, match="does not begin as"):
             tflite_file.read(content)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from tfopt import _array_files
 from tfopt.data._split import Arrays
 from tfopt.types import TfoptError
 
@@ -16,12 +15,7 @@ from tfopt.types import TfoptError
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
     """Yields an `.npz` file; what is wrong with it becomes an error that names it."""
-    # Opened here: np.load leaves a damaged file open.
-    with (
-        _named(path, ".npz"),
-        open(path, "rb") as raw,
-        np.load(raw, allow_pickle=False) as file,
-    ):
+    with _named(path, ".npz"), _array_files.opened(path) as file:
         yield file
 
 
@@ -49,8 +43,8 @@ def load_npy(path: str) -> np.ndarray:
     Raises:
         TfoptError: The file is missing or damaged.
     """
-    with _named(path, ".npy"), open(path, "rb") as raw:
-        return np.load(raw, allow_pickle=False)
+    with _named(path, ".npy"):
+        return _array_files.load(path)
 
 
 @contextlib.contextmanager
@@ -62,7 +56,7 @@ def _named(path: str, suffix: str) -> Iterator[None]:
         raise TfoptError(
             f"No such data file. Expected an {suffix} file. Received: data={path!r}"
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except ValueError as error:
         raise TfoptError(
             f"Cannot read the data file. Expected an undamaged {suffix} file of "
             "numbers, written by NumPy without pickled objects. "

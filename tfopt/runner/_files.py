@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import shutil
 import zipfile
@@ -12,9 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfopt import _array_files
 from tfopt.types import Signature, TfoptError, UsageError
-
-_READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 _logger = logging.getLogger(__name__)
 
@@ -39,12 +37,10 @@ def read_inputs(specs: Sequence[str], signature: Signature) -> dict[str, np.ndar
     arrays: dict[str, np.ndarray] = {}
     for spec in specs:
         name, path = _split(spec, names)
-        content = _load(path)
-        if isinstance(content, np.ndarray):
-            found = {_only(name, names, path): content}
-        else:
-            with content:
-                found = _named(content, name, names, path)
+        try:
+            found = _found(path, name, names)
+        except (OSError, _array_files.Unreadable) as error:
+            raise _unreadable(path, error) from error
         for key, array in found.items():
             if key in arrays:
                 raise UsageError(
@@ -166,38 +162,28 @@ def _split(spec: str, names: Sequence[str]) -> tuple[str | None, str]:
     return (name, path) if separator and name in names else (None, spec)
 
 
-def _load(path: str) -> Any:
-    """Returns a memory-mapped array, or a mapping of arrays that are read on demand."""
-    try:
-        if os.path.splitext(path)[1] == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.load(path, allow_pickle=False)
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def _named(
-    archive: Mapping[str, np.ndarray], name: str | None, names: Sequence[str], path: str
-) -> dict[str, np.ndarray]:
-    keys = list(archive)
-    wanted = [name] if name else list(names)
-    if len(keys) == 1 and len(wanted) == 1:
-        chosen = {wanted[0]: keys[0]}
-    else:
-        chosen = {key: key for key in wanted if key in keys}
-    ignored = [key for key in keys if key not in chosen.values()]
-    missing = [key for key in wanted if key not in chosen]
-    if missing:
-        raise UsageError(
-            f"The .npz file lacks inputs. Expected arrays named {', '.join(wanted)}. "
-            f"Received: {', '.join(keys) or 'no arrays'}"
-        )
-    if ignored:
-        _logger.info("not used of the .npz file: %s", ", ".join(ignored))
-    try:
+def _found(path: str, name: str | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file by input; those of `.npy` files memory-mapped."""
+    if path.endswith(".npy") or not zipfile.is_zipfile(path):
+        return {_only(name, names, path): _array_files.load(path, mapped=True)}
+    with _array_files.opened(path) as archive:
+        keys = list(archive)
+        wanted = [name] if name else list(names)
+        if len(keys) == 1 and len(wanted) == 1:
+            chosen = {wanted[0]: keys[0]}
+        else:
+            chosen = {key: key for key in wanted if key in keys}
+        ignored = [key for key in keys if key not in chosen.values()]
+        missing = [key for key in wanted if key not in chosen]
+        if missing:
+            raise UsageError(
+                "The .npz file lacks inputs. Expected arrays named "
+                f"{', '.join(wanted)}. Received: {', '.join(keys) or 'no arrays'} in "
+                f"{path}"
+            )
+        if ignored:
+            _logger.info("not used of the .npz file: %s", ", ".join(ignored))
         return {key: archive[stored] for key, stored in chosen.items()}
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
 
 
 def _only(name: str | None, names: Sequence[str], path: str) -> str:

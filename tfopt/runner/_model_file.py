@@ -1,9 +1,8 @@
 """Reads what a `.tflite` file says about itself, without running it.
 
-A `.tflite` file is a FlatBuffer (https://flatbuffers.dev/internals/) of the schema
-tensorflow/compiler/mlir/lite/schema/schema.fbs; field numbers below are those of the
-schema. Only names, types, shapes, operator codes and sizes are read, never weights,
-so a memory-mapped file of any size costs a few pages.
+Field numbers below are those of the schema, see `tflite_schema`. Only names, types,
+shapes, operator codes and sizes are read, never weights, so a memory-mapped file of any
+size costs a few pages.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tfopt import tflite_schema
+from tfopt.tflite_schema import Damaged, Table
 from tfopt.types import Signature, TensorInfo, TfoptError
 
-_IDENTIFIER = b"TFL3"
 _CALL_ONCE, _ASSIGN_VARIABLE, _CUSTOM, _CONV_2D = 129, 144, 32, 3
 _INT8 = 9
 _NARROW_CHANNELS = 32
@@ -139,7 +138,7 @@ def read_model_file(source: str | bytes) -> ModelFile:
         with open(source, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
-                raise _Damaged("it is empty")
+                raise Damaged("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 facts = _parse(data)
         return dataclasses.replace(facts, fingerprint=fingerprint(status))
@@ -148,7 +147,7 @@ def read_model_file(source: str | bytes) -> ModelFile:
             f"Cannot read the model: {error.strerror}. Expected a `.tflite` file. "
             f"Received: {name}"
         ) from error
-    except (_Damaged, struct.error) as error:
+    except Damaged as error:
         raise TfoptError(
             f"Not a complete `.tflite` model: {error}. Write or convert it again. "
             f"Received: {name}, {_size(source)} bytes"
@@ -173,21 +172,16 @@ def fingerprint(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class _Damaged(Exception):
-    """An offset of the file leads nowhere."""
-
-
 def _parse(data: Any) -> ModelFile:
-    if len(data) < 8 or data[4:8] != _IDENTIFIER:
-        raise _Damaged("it does not begin as a TFLite FlatBuffer")
-    return _model(_Table(data, _unpack("I", data, 0)))
+    tflite_schema.check(data)
+    return _model(tflite_schema.root(data))
 
 
 def _size(source: str | bytes) -> int:
     return len(source) if isinstance(source, bytes) else os.path.getsize(source)
 
 
-def _model(model: _Table) -> ModelFile:
+def _model(model: Table) -> ModelFile:
     buffers = model.tables(4)
     # Reading each length proves that the file goes on to its end.
     sizes = [_constant_bytes(buffer) for buffer in buffers]
@@ -195,7 +189,7 @@ def _model(model: _Table) -> ModelFile:
     codes = [_operator_code(code) for code in model.tables(1)]
     subgraphs = model.tables(2)
     if not subgraphs:
-        raise _Damaged("it holds no graph")
+        raise Damaged("it holds no graph")
     signatures = model.tables(7)
     if signatures:
         entries = [_signature_entry(s, subgraphs, is_constant) for s in signatures]
@@ -213,19 +207,19 @@ def _model(model: _Table) -> ModelFile:
     )
 
 
-def _constant_bytes(buffer: _Table) -> int:
+def _constant_bytes(buffer: Table) -> int:
     # Models above 2 GB keep weights behind the FlatBuffer, as offset and size.
     if buffer.number(1, "Q") > 1:
         return buffer.number(2, "Q")
     return buffer.vector_length(0, 1)
 
 
-def _operator_code(code: _Table) -> tuple[int, str]:
+def _operator_code(code: Table) -> tuple[int, str]:
     # Files from before 2020 have the 8-bit field only.
     return max(code.number(0, "b"), code.number(3, "i")), code.text(1)
 
 
-def _state(subgraphs: list[_Table], codes: list[int]) -> str | None:
+def _state(subgraphs: list[Table], codes: list[int]) -> str | None:
     """Says what keeps a value between invocations; initialisation does not."""
     initialisers: set[int] = set()
     assigning: set[int] = set()
@@ -242,7 +236,7 @@ def _state(subgraphs: list[_Table], codes: list[int]) -> str | None:
     return "an ASSIGN_VARIABLE operator" if assigning - initialisers else None
 
 
-def _has_narrow_convolution(subgraph: _Table, codes: list[int]) -> bool:
+def _has_narrow_convolution(subgraph: Table, codes: list[int]) -> bool:
     tensors = subgraph.tables(0)
     for operator in subgraph.tables(3):
         if _item(codes, operator.number(0, "I")) == _CONV_2D:
@@ -253,7 +247,7 @@ def _has_narrow_convolution(subgraph: _Table, codes: list[int]) -> bool:
 
 
 def _signature_entry(
-    signature: _Table, subgraphs: list[_Table], is_constant: list[bool]
+    signature: Table, subgraphs: list[Table], is_constant: list[bool]
 ) -> Entry:
     number = signature.number(4, "I")
     return _entry(
@@ -267,7 +261,7 @@ def _signature_entry(
 
 
 def _entry(
-    subgraph: _Table,
+    subgraph: Table,
     number: int,
     is_constant: list[bool],
     *,
@@ -307,7 +301,7 @@ def _entry(
 
 
 def _fixed_tensors(
-    subgraph: _Table, tensors: list[_Table], is_constant: list[bool]
+    subgraph: Table, tensors: list[Table], is_constant: list[bool]
 ) -> tuple[set[int], set[int]]:
     """The tensors stored as constants, and with those that are computed from them."""
     stored = {
@@ -324,7 +318,7 @@ def _fixed_tensors(
     return stored, fixed
 
 
-def _infos(items: list[tuple[str, int]], tensors: list[_Table]) -> tuple:
+def _infos(items: list[tuple[str, int]], tensors: list[Table]) -> tuple:
     names = [name for name, _ in items]
     return tuple(
         # Tensor names need not differ; names of inputs and outputs have to.
@@ -336,10 +330,10 @@ def _infos(items: list[tuple[str, int]], tensors: list[_Table]) -> tuple:
     )
 
 
-def _info(name: str, tensor: _Table) -> TensorInfo:
+def _info(name: str, tensor: Table) -> TensorInfo:
     kind = tensor.number(1, "b")
     if kind not in _DTYPES:
-        raise _Damaged(f"tensor {name!r} has the type {kind}, which NumPy lacks")
+        raise Damaged(f"tensor {name!r} has the type {kind}, which NumPy lacks")
     shape = tensor.numbers(0, "i")
     free = tensor.numbers(7, "i") or shape
     known_rank = bool(shape) or tensor.number(8, "?")
@@ -354,7 +348,7 @@ def _info(name: str, tensor: _Table) -> TensorInfo:
     )
 
 
-def _tensor_bytes(tensor: _Table) -> int:
+def _tensor_bytes(tensor: Table) -> int:
     dtype = _DTYPES.get(tensor.number(1, "b"))
     if dtype is None or dtype == np.dtype(object):
         return 0
@@ -366,68 +360,5 @@ def _tensor_bytes(tensor: _Table) -> int:
 
 def _item(items: Any, index: int) -> Any:
     if not 0 <= index < len(items):
-        raise _Damaged(f"index {index} is outside of a list of {len(items)}")
+        raise Damaged(f"index {index} is outside of a list of {len(items)}")
     return items[index]
-
-
-def _unpack(code: str, data: Any, position: int) -> Any:
-    # A negative position would silently count from the end.
-    if position < 0:
-        raise _Damaged("an offset points before its start")
-    return struct.unpack_from("<" + code, data, position)[0]
-
-
-class _Table:
-    """One FlatBuffer table; fields are asked for by number, absent ones are empty."""
-
-    __slots__ = ("_data", "_position", "_vtable", "_vtable_size")
-
-    def __init__(self, data: Any, position: int):
-        self._data = data
-        self._position = position
-        self._vtable = position - _unpack("i", data, position)
-        self._vtable_size = _unpack("H", data, self._vtable)
-
-    def number(self, field: int, code: str) -> Any:
-        """A scalar field, by `struct` code; 0 where it is absent."""
-        position = self._field(field)
-        return _unpack(code, self._data, position) if position else 0
-
-    def table(self, field: int) -> _Table | None:
-        position = self._field(field)
-        return _Table(self._data, self._target(position)) if position else None
-
-    def tables(self, field: int) -> list[_Table]:
-        start, length = self._vector(field, 4)
-        return [_Table(self._data, self._target(start + 4 * i)) for i in range(length)]
-
-    def numbers(self, field: int, code: str) -> tuple:
-        start, length = self._vector(field, struct.calcsize("<" + code))
-        return struct.unpack_from(f"<{length}{code}", self._data, start)
-
-    def text(self, field: int) -> str:
-        start, length = self._vector(field, 1)
-        return bytes(self._data[start : start + length]).decode("utf-8", "replace")
-
-    def vector_length(self, field: int, item_bytes: int) -> int:
-        return self._vector(field, item_bytes)[1]
-
-    def _field(self, field: int) -> int:
-        slot = 4 + 2 * field
-        if slot + 2 > self._vtable_size:
-            return 0
-        offset = _unpack("H", self._data, self._vtable + slot)
-        return self._position + offset if offset else 0
-
-    def _target(self, position: int) -> int:
-        return position + _unpack("I", self._data, position)
-
-    def _vector(self, field: int, item_bytes: int) -> tuple[int, int]:
-        position = self._field(field)
-        if not position:
-            return 0, 0
-        start = self._target(position)
-        length = _unpack("I", self._data, start)
-        if start + 4 + length * item_bytes > len(self._data):
-            raise _Damaged("it is cut off")
-        return start + 4, length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -209,6 +210,8 @@ def read(source: bytes | str | os.PathLike[str]) -> TfliteFile:
     model = unpack(source)
     try:
         subgraphs = tuple(_subgraph(model, graph) for graph in model.subgraphs)
+        for subgraph in subgraphs:
+            _check_constants(subgraph)
         return TfliteFile(
             subgraphs=subgraphs,
             signatures=tuple(
@@ -221,7 +224,7 @@ def read(source: bytes | str | os.PathLike[str]) -> TfliteFile:
             },
             description=text(model.description),
         )
-    except (IndexError, TypeError, KeyError) as error:
+    except (IndexError, TypeError, KeyError, ValueError) as error:
         raise damaged(source, error) from error
 
 
@@ -296,6 +299,17 @@ def _tensor(index: int, tensor: Any, buffers: list[Any]) -> Tensor:
         raw=buffers[tensor.buffer].data,
         is_sparse=tensor.sparsity is not None,
     )
+
+
+def _check_constants(subgraph: Subgraph) -> None:
+    """Raises ValueError if a constant has more or fewer bytes than elements."""
+    for tensor in subgraph.tensors:
+        known = tensor.dtype is not None and tensor.dtype != np.dtype(object)
+        if tensor.raw is None or tensor.is_sparse or not known:
+            continue
+        count = math.prod(size or 0 for size in tensor.shape)
+        if tensor.raw.size != count * np.dtype(tensor.dtype).itemsize:
+            raise ValueError(f"{tensor.raw.size} bytes for tensor {tensor}")
 
 
 def _operator(index: int, operator: Any, code: Any) -> Operator:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfopt import tflite_schema
 from tfopt.types import TfoptError
 
 IDENTIFIER = b"TFL3"
@@ -29,13 +30,11 @@ def unpack(source: bytes | str | os.PathLike[str]) -> Any:
             f"Cannot read the model: {error.strerror}. Expected a `.tflite` file. "
             f"Received: {_received(source)}"
         ) from error
-    if content[4:8] != IDENTIFIER:
-        raise damaged(source, "it does not begin like one")
     try:
-        return schema.ModelT.InitFromPackedBuf(content)
-    # What an offset that leads nowhere raises depends on what stands there.
-    except Exception as error:
+        tflite_schema.check(content)
+    except tflite_schema.Damaged as error:
         raise damaged(source, error) from error
+    return schema.ModelT.InitFromPackedBuf(content)
 
 
 def damaged(source: bytes | str | os.PathLike[str], why: object) -> TfoptError:

@@ -1,0 +1,141 @@
+"""Checks that what a `.tflite` file refers to by number exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tfopt.tflite_schema._table import Damaged, Table
+from tfopt.tflite_schema.tables import UNIONS
+
+_ABSENT = -1  # an optional input that is left out
+# A stack of 8 MB holds about a thousand; converters write a handful.
+_MOST_CALLS = 64
+_MOST_AXES = 32  # NumPy's limit was that for long, TFLite's is lower
+# Options that name subgraphs: their slots.
+_CALLERS: dict[str, tuple[int, ...]] = {
+    "CallOnceOptions": (0,),
+    "CallOptions": (0,),
+    "IfOptions": (0, 1),
+    "StableHLOCompositeOptions": (1,),
+    "StablehloReduceOptions": (1,),
+    "StablehloReduceWindowOptions": (5,),
+    "StablehloScatterOptions": (6,),
+    "StablehloSortOptions": (2,),
+    "StablehloWhileOptions": (0, 1),
+    "WhileOptions": (0, 1),
+}
+_CASES = "StablehloCaseOptions"
+
+
+def check_references(model: Table) -> None:
+    """Checks the numbers of tensors, buffers, operators and subgraphs.
+
+    Args:
+        model: The root table of a file whose offsets are right.
+
+    Raises:
+        Damaged: One of them is too large, or subgraphs call each other in a circle.
+    """
+    buffers = model.vector_length(4, 4)
+    codes = model.vector_length(1, 4)
+    subgraphs = model.tables(2)
+    if not subgraphs:
+        raise Damaged("it holds no graph")
+    counts = [subgraph.vector_length(0, 4) for subgraph in subgraphs]
+    calls = [
+        _check_subgraph(subgraph, count, buffers, codes, len(subgraphs))
+        for subgraph, count in zip(subgraphs, counts, strict=True)
+    ]
+    _check_calls(calls)
+    for item in model.tables(6):
+        _check("metadata of buffer", [item.number(1, "I")], buffers)
+    for signature in model.tables(7):
+        number = signature.number(4, "I")
+        _check("a signature of subgraph", [number], len(subgraphs))
+        for item in (*signature.tables(0), *signature.tables(1)):
+            _check("a signature with tensor", [item.number(1, "I")], counts[number])
+
+
+def _check_subgraph(
+    subgraph: Table, tensors: int, buffers: int, codes: int, subgraphs: int
+) -> set[int]:
+    """Checks one subgraph; returns which others it calls."""
+    for tensor in subgraph.tables(0):
+        _check("a tensor with buffer", [tensor.number(2, "I")], buffers)
+        _check_tensor(tensor)
+    for slot in (1, 2):
+        _check("a subgraph of tensor", subgraph.numbers(slot, "i"), tensors)
+    called: set[int] = set()
+    for operator in subgraph.tables(3):
+        _check("an operator of code", [operator.number(0, "I")], codes)
+        for slot in (1, 2, 8):
+            given = [n for n in operator.numbers(slot, "i") if n != _ABSENT]
+            _check("an operator on tensor", given, tensors)
+        numbers = [n for n in _called(operator) if n != _ABSENT]
+        _check("an operator that calls subgraph", numbers, subgraphs)
+        called.update(numbers)
+    return called
+
+
+def _check_tensor(tensor: Table) -> None:
+    rank, free = tensor.vector_length(0, 4), tensor.vector_length(7, 4)
+    if rank > _MOST_AXES or (free and free != rank):
+        raise Damaged(f"it has a tensor of {rank} axes, {free} of them free")
+    quantization = tensor.table(4)
+    if quantization is None:
+        return
+    scales, zeros = quantization.vector_length(2, 4), quantization.vector_length(3, 8)
+    axis = quantization.number(6, "i")
+    if scales > 1 and not 0 <= axis < rank:
+        raise Damaged(f"it has a tensor of {rank} axes with scales along axis {axis}")
+    if scales > 1:
+        length = tensor.numbers(0, "i")[axis]
+        if length != scales:
+            raise Damaged(f"it has a tensor with {scales} scales for {length} channels")
+    if scales and zeros not in (1, scales):
+        raise Damaged(f"it has a tensor with {scales} scales and {zeros} zero points")
+
+
+def _called(operator: Table) -> list[int]:
+    """Returns the subgraphs that an operator's options name."""
+    found: list[int] = []
+    for slot, union in ((3, "BuiltinOptions"), (11, "BuiltinOptions2")):
+        number = operator.number(slot, "B")
+        members = UNIONS[union].split() if number else []
+        name = members[number] if number < len(members) else ""
+        if name != _CASES and name not in _CALLERS:
+            continue
+        options = operator.table(slot + 1)
+        if options is not None:
+            if name == _CASES:
+                found += options.numbers(0, "i")
+            else:
+                found += [options.number(item, "i") for item in _CALLERS[name]]
+    return found
+
+
+def _check_calls(calls: list[set[int]]) -> None:
+    """Raises if a subgraph calls itself, or calls go deeper than any stack."""
+    callers: list[list[int]] = [[] for _ in calls]
+    for number, called in enumerate(calls):
+        for other in called:
+            callers[other].append(number)
+    left = [len(called) for called in calls]
+    depth = [1] * len(calls)
+    done = [number for number, count in enumerate(left) if count == 0]
+    for number in done:
+        for caller in callers[number]:
+            depth[caller] = max(depth[caller], depth[number] + 1)
+            left[caller] -= 1
+            if left[caller] == 0:
+                done.append(caller)
+    if len(done) < len(calls):
+        raise Damaged("its subgraphs call each other in a circle")
+    if max(depth) > _MOST_CALLS:
+        raise Damaged(f"its subgraphs call each other {max(depth)} deep")
+
+
+def _check(what: str, numbers: Iterable[int], count: int) -> None:
+    for number in numbers:
+        if not 0 <= number < count:
+            raise Damaged(f"it has {what} {number}, of {count}")
