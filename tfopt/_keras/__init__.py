@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+from tfopt import _trust
 from tfopt.types import TfoptError
 
 
@@ -197,18 +198,21 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         # Both Keras versions save the optimizer state in `.keras` unasked, which
         # triples the file.
         model.optimizer = None
-        model.save(target)
+        # In `.h5` files, Keras 3 asks even for the state of no optimizer.
+        is_legacy = target.endswith((".h5", ".hdf5"))
+        model.save(target, **({"include_optimizer": False} if is_legacy else {}))
     finally:
         model.optimizer = optimizer
 
 
-def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
+def load(path: str | os.PathLike[str]) -> Any:
     """Loads a `.keras` or `.h5` file with the Keras version that wrote it.
 
-    TFMOT's pruning wrappers are taken off.
+    TFMOT's pruning wrappers are taken off. A file that could run code is refused,
+    unless `_trust` allows it.
 
     Raises:
-        TfoptError: The file is missing, of another format or damaged.
+        TfoptError: The file is missing, of another format, damaged or not safe.
     """
     source = pathlib.Path(path)
     if not source.is_file():
@@ -225,16 +229,21 @@ def load(path: str | os.PathLike[str], *, safe_mode: bool = True) -> Any:
             f"or to be given as it was before. Received: path={os.fspath(path)!r}"
         )
     with foreign.plain(source) as plain:
-        return _load(plain, path, safe_mode)
+        return _load(plain, path)
 
 
-def _load(source: pathlib.Path, path: str | os.PathLike[str], safe_mode: bool) -> Any:
+def _load(source: pathlib.Path, path: str | os.PathLike[str]) -> Any:
     try:
         keras = importlib.import_module(_writer_of(source))
         # Registers the layers of models in quantization-aware training.
         importlib.import_module("tfopt._keras.fake_quantize").classes(keras)
         importlib.import_module("tfopt._keras.operations").classes(keras)
-        return keras.models.load_model(source, compile=False, safe_mode=safe_mode)
+        importlib.import_module("tfopt._keras.safety").check(source, keras)
+        return keras.models.load_model(
+            source, compile=False, safe_mode=not _trust.is_trusted()
+        )
+    except TfoptError:
+        raise
     except Exception as error:
         raise TfoptError(
             "Cannot load the model. Expected an undamaged `.keras` or `.h5` file whose "

@@ -7,13 +7,13 @@ to tf_keras.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from tfopt import _child
+from tfopt import _child, artifacts
 
 Kind = Literal["", "pruned", "quantized"]
 
@@ -46,13 +46,16 @@ def plain(path: pathlib.Path) -> Iterator[pathlib.Path]:
     no Keras layer that could be loaded without TFMOT.
 
     Raises:
-        TfoptError: TFMOT cannot load the file.
+        TfoptError: TFMOT cannot load the file, or it is not safe to.
     """
     kind = kind_of(path)
     if not kind:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    from tfopt._keras import safety
+
+    safety.check(path, importlib.import_module("tf_keras"))
+    with artifacts.temporary_folder() as folder:
         target = pathlib.Path(folder) / ("plain.h5" if kind == "pruned" else "plain")
         arguments = {"path": str(path), "output": str(target)}
         _child.call("tfopt.tfmot:write_plain", arguments)
