@@ -13,7 +13,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +39,7 @@ def call(target: str, arguments: Mapping[str, Any]) -> Any:
         ValueError: The function raised it.
     """
     environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         outcome = pathlib.Path(folder) / "outcome.json"
         child = subprocess.run(
             [sys.executable, "-m", "tfopt._child", target, str(outcome)],

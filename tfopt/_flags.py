@@ -16,6 +16,7 @@ import csv
 import importlib
 import importlib.util
 import inspect
+import io
 import logging
 import os
 import pathlib
@@ -221,10 +222,12 @@ def main(
     debug = bool(flag_values["debug"].value)
     try:
         _set_up_process(tool, debug=debug)
+        place = flag_values["report"].value
+        artifacts.prepare([place] if place else [])
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
-        if flag_values["report"].value:
-            artifacts.write_json(flag_values["report"].value, result)
+        if place:
+            artifacts.write_json(place, result)
         _show(result)
     except KeyboardInterrupt:
         _fail(tool, "interrupted", 130)
@@ -438,6 +441,9 @@ def _help(module: str, flag_values: flags.FlagValues) -> str:
 
 def _show(result: Any) -> None:
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files are printed as the bytes that they are.
+            sys.stdout.reconfigure(errors="surrogateescape")
         if hasattr(result, "__rich__") and sys.stdout.isatty():
             importlib.import_module("rich").print(result)
         elif isinstance(result, (Mapping, list, tuple)):

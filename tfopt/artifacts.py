@@ -17,7 +17,8 @@ from tfopt._writing import (
     atomic_path,
     atomic_set,
     locked,
-    recover,
+    make_folder,
+    prepare,
     remove,
     temporary_folder,
     work_lock,
@@ -33,9 +34,10 @@ __all__ = [
     "format_of",
     "gzip_size",
     "locked",
+    "make_folder",
+    "prepare",
     "raw_size",
     "read_manifest",
-    "recover",
     "remove",
     "sha256",
     "temporary_folder",
@@ -83,7 +85,7 @@ def write_files(
     """Writes files that belong together, so that all are complete or none is changed.
 
     A process that is killed while they are put in place leaves some old and some new;
-    the next one that writes any of them, or `recover`, completes the set.
+    the next one that writes any of them, or `prepare`, completes the set.
 
     Args:
         contents: By path, the main file last.
@@ -105,7 +107,7 @@ def write_files(
         >>> list(write_files(files, always=False).values())
         [False, False]
     """
-    recover(contents)
+    prepare(contents)
     written = {
         path: always or not _holds(path, content) for path, content in contents.items()
     }

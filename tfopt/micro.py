@@ -100,8 +100,10 @@ class CSource:
                 f"Received: path={os.fspath(path)!r}"
             )
         header = target.with_suffix(".h")
-        artifacts.write_bytes(header, self.header.encode())
-        artifacts.write_bytes(target, self.source_beside(header.name).encode())
+        source = self.source_beside(header.name)
+        artifacts.write_files(
+            {str(header): self.header.encode(), str(target): source.encode()}
+        )
         return str(target), str(header)
 
 

@@ -65,6 +65,11 @@ def pack(
     if output is not None:
         target = pathlib.Path(output)
         _check_name(target, suffix)
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            "The archive would be in the folder that goes into it. Expected a path "
+            f"outside of it. Received: output={os.fspath(target)!r}"
+        )
     with artifacts.atomic_path(target) as temporary:
         _compress(source, temporary, level)
     size = artifacts.raw_size(target)

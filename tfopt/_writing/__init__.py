@@ -13,14 +13,22 @@ any of them completes the rest.
 
 from tfopt._writing._claims import temporary_folder
 from tfopt._writing._locks import locked, work_lock
-from tfopt._writing._sets import AtomicSet, atomic_path, atomic_set, recover, remove
+from tfopt._writing._sets import (
+    AtomicSet,
+    atomic_path,
+    atomic_set,
+    make_folder,
+    prepare,
+    remove,
+)
 
 __all__ = [
     "AtomicSet",
     "atomic_path",
     "atomic_set",
     "locked",
-    "recover",
+    "make_folder",
+    "prepare",
     "remove",
     "temporary_folder",
     "work_lock",

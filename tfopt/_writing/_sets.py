@@ -9,13 +9,14 @@ How a set is put in place:
 
 A process killed before 2 leaves the old outputs, and folders that the next one that
 writes there removes. Killed during 3 it leaves some old and some new ones, and the next
-one that writes any of them, or calls `recover`, completes the set.
+one that writes any of them, or calls `prepare`, completes the set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -221,22 +222,62 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield outputs.add(path)
 
 
-def recover(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Completes what a killed process had begun to put in place; removes its leftovers.
+def prepare(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Completes what a killed process had begun; raises where nothing can be written.
+
+    For the begin of long work, which otherwise would fail at its end.
 
     Args:
-        paths: Outputs that are going to be written.
+        paths: Files that are going to be written.
 
     Raises:
-        TfoptError: Something cannot be put in place.
+        TfoptError: A path cannot be written.
     """
     for path in paths:
         final = _resolved(path)
-        if final is not None and final.parent.is_dir():
-            try:
+        if final is None:
+            continue
+        try:
+            if final.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            place = final.parent
+            while not os.path.lexists(place):
+                place = place.parent
+            check_folder(place)
+            if place == final.parent:
                 _recover(final)
-            except OSError as error:
-                raise _errors.cannot_write(path, error) from error
+        except OSError as error:
+            raise _errors.cannot_write(path, error) from error
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes a folder that is going to be written to, with its parents.
+
+    Args:
+        folder: Where; it may be there already.
+
+    Raises:
+        TfoptError: It cannot be made or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        check_folder(pathlib.Path(folder))
+    except OSError as error:
+        raise _errors.cannot_write(folder, error) from error
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises unless files can be made in a folder.
+
+    Raises:
+        OSError: It is a file, protected, or on a file system that is read-only.
+    """
+    if not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fixed = os.statvfs(folder).f_flag & os.ST_RDONLY
+        number = errno.EROFS if fixed else errno.EACCES
+        raise OSError(number, os.strerror(number), str(folder))
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import tflite_file
+from tfopt import artifacts, tflite_file
 from tfopt.benchmark import _arrays, _inputs, _litert_profile, _timing
 from tfopt.runner import Runner
 from tfopt.types import TensorInfo, TfoptError
@@ -156,10 +155,11 @@ def _as_path(model: str | bytes) -> Iterator[str]:
     if isinstance(model, str):
         yield model
         return
-    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
-        file.write(model)
-        file.flush()
-        yield file.name
+    with artifacts.temporary_folder() as folder:
+        path = os.path.join(folder, "model.tflite")
+        with open(path, "wb") as file:
+            file.write(model)
+        yield path
 
 
 def autotune(path: str, cores: int, **options: Any) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import operator
 import os
 import pathlib
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from tfopt import _trust, artifacts
 from tfopt.benchmark import _inputs, _models, _process
 from tfopt.benchmark._measurement import Measurement, mean_profile
 from tfopt.benchmark._results import Benchmark
@@ -60,6 +60,7 @@ class _Candidate:
             self.process = None
 
 
+@_trust.with_safe_mode
 def benchmark_models(
     models: _models.Models | _models.Model,
     *,
@@ -79,6 +80,7 @@ def benchmark_models(
     outputs: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     timeout_s: float = 300.0,
+    safe_mode: bool = True,
 ) -> Benchmark:
     """Measures latency, throughput, memory and start of models of any format.
 
@@ -115,6 +117,8 @@ def benchmark_models(
         outputs: Names of the outputs of graph files.
         cpus: Cores that the models' processes may use; by default all.
         timeout_s: Seconds that each step (loading, a round) may take.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The `Benchmark`: `Measurement`s, and their report.
@@ -147,7 +151,7 @@ def benchmark_models(
     )
     with (
         _models.as_files(models) as files,
-        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+        artifacts.temporary_folder() as folder,
     ):
         written = None
         if data is not None:

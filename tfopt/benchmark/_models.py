@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ def as_files(models: Models | Model) -> Iterator[list[ModelFile]]:
     named = _named(models)
     if not named:
         raise ValueError("No models. Expected at least one. Received: models=[]")
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         yield [
             _as_file(name, model, pathlib.Path(folder) / str(index))
             for index, (name, model) in enumerate(named.items())

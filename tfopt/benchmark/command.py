@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tfopt import data as datasets
+from tfopt import _trust, data as datasets
 from tfopt.benchmark import _measuring, _models
 from tfopt.benchmark._results import Benchmark
 from tfopt.types import TfoptError
 
 
+@_trust.with_safe_mode
 def benchmark_model(
     *,
     model: Sequence[str],
@@ -30,6 +31,7 @@ def benchmark_model(
     outputs: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     timeout_s: float = 300.0,
+    safe_mode: bool = True,
 ) -> Benchmark:
     """Measures models of any format in turn, each in a process of its own.
 
@@ -56,6 +58,8 @@ def benchmark_model(
         outputs: Outputs of graph files.
         cpus: Cores that models may use.
         timeout_s: Seconds that loading a model, or a round, may take.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         TfoptError: No model could be measured.

@@ -15,8 +15,10 @@ import logging
 import os
 from typing import Any, Literal, get_args
 
+from tfopt import _trust
 from tfopt.checkpoint import sources, writing
 from tfopt.checkpoint.writing import StoredDtype
+from tfopt.savedmodel import graphs
 from tfopt.types import Artifact
 
 Keep = Literal["inference", "trainable"]
@@ -39,6 +41,7 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
+@_trust.with_safe_mode
 def slim_checkpoint(
     source: Any,
     output: str | os.PathLike[str],
@@ -46,6 +49,7 @@ def slim_checkpoint(
     keep: Keep = "inference",
     dtype: StoredDtype = "float32",
     model: Any = None,
+    safe_mode: bool = True,
 ) -> Artifact:
     """Writes a checkpoint with a model's weights only.
 
@@ -68,6 +72,8 @@ def slim_checkpoint(
             keeps its own. Integers, booleans and strings are never cast.
         model: Keras model, or its `.keras` or `.h5` file, that says which weights of a
             checkpoint are trainable. Then just this model's weights are written.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The artifact. Its `details` count the tensors and those dropped by reason, and
@@ -97,8 +103,9 @@ def _slim(
 ) -> Artifact:
     check_options(keep, dtype)
     prefix = os.fspath(output).removesuffix(".index")
-    plan = sources.make_plan(source, keep=keep, model=model)
-    details = writing.write(plan, prefix, keep=keep, dtype=dtype)
+    with graphs.errors_of(source):
+        plan = sources.make_plan(source, keep=keep, model=model)
+        details = writing.write(plan, prefix, keep=keep, dtype=dtype)
     details["warnings"] = warnings = []
     if keep == "trainable" and "not trainable" in plan.dropped:
         warnings.append(

@@ -99,6 +99,7 @@ class LightCheckpoint(_Callback):
             )
         checkpoints.check_options(keep, dtype)
         self.directory = os.fspath(directory)
+        self._place = os.path.abspath(directory)  # also after a change of folder
         by_default = 1 if every_steps is None else None
         self.every_epochs = by_default if every_epochs is None else every_epochs
         self.every_steps = every_steps
@@ -108,25 +109,25 @@ class LightCheckpoint(_Callback):
         self.max_to_keep = max_to_keep
         self.keep = keep
         self.dtype: StoredDtype = dtype
-        self._state = read_state(self.directory)
+        self._state = read_state(self._place)
         self._step = self._saved_step = self._batch = self._epoch = 0
         self._last_logs: Any = None
 
     @property
     def latest(self) -> str | None:
         """Prefix of the newest checkpoint, `None` if there is none."""
-        saved = read_state(self.directory)["checkpoints"]
+        saved = read_state(self._place)["checkpoints"]
         return self._prefix(saved[-1]["number"]) if saved else None
 
     @property
     def best(self) -> str | None:
         """Prefix of the best checkpoint, `None` if none was compared."""
-        best = read_state(self.directory)["best"]
+        best = read_state(self._place)["best"]
         return None if best is None else self._prefix(best["number"])
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Reads the state that a former run left."""
-        self._state = read_state(self.directory)
+        self._state = read_state(self._place)
         known = self._state["monitor"]
         if self.monitor is not None and known not in (None, [self.monitor, self.mode]):
             raise ValueError(
@@ -135,7 +136,7 @@ class LightCheckpoint(_Callback):
                 f"Received: monitor={self.monitor!r}, mode={self.mode!r}"
             )
         for number in self._state["removing"]:
-            writing.remove(self._prefix(number))
+            writing.remove(self._placed(number))
         saved = self._state["checkpoints"]
         self._step = self._saved_step = saved[-1]["step"] if saved else 0
 
@@ -166,6 +167,13 @@ class LightCheckpoint(_Callback):
             self._consider(self._last_logs)
 
     def _consider(self, logs: Any) -> None:
+        artifacts.make_folder(self._place)
+        # Another training may save there, too: numbers come from the file.
+        with artifacts.locked(self._place):
+            self._state = read_state(self._place)
+            self._save_if_wanted(logs)
+
+    def _save_if_wanted(self, logs: Any) -> None:
         value = None if self.monitor is None else self._value(logs or {})
         best = self._state["best"]
         # NaN is never better; the first number is always.
@@ -179,7 +187,7 @@ class LightCheckpoint(_Callback):
         number = self._state["next_number"]
         checkpoints._slim(
             self.model,
-            self._prefix(number),
+            self._placed(number),
             keep=self.keep,
             dtype=self.dtype,
             model=None,
@@ -209,16 +217,16 @@ class LightCheckpoint(_Callback):
         numbers -= {item["number"] for item in [*kept, state["best"] or entry]}
         # Named before they are removed, so that the next run removes what is left.
         state["removing"] = sorted(numbers)
-        artifacts.write_json(os.path.join(self.directory, STATE_FILE), state)
+        artifacts.write_json(os.path.join(self._place, STATE_FILE), state)
         latest = f'model_checkpoint_path: "{_name(entry["number"])}"\n'
         listed = "".join(
             f'all_model_checkpoint_paths: "{_name(item["number"])}"\n' for item in kept
         )
         artifacts.write_bytes(
-            os.path.join(self.directory, "checkpoint"), (latest + listed).encode()
+            os.path.join(self._place, "checkpoint"), (latest + listed).encode()
         )
         for number in state["removing"]:
-            writing.remove(self._prefix(number))
+            writing.remove(self._placed(number))
 
     def _value(self, logs: Any) -> float:
         if self.monitor not in logs:
@@ -231,6 +239,9 @@ class LightCheckpoint(_Callback):
 
     def _is_better(self, value: float, best: float) -> bool:
         return value < best if self.mode == "min" else value > best
+
+    def _placed(self, number: int) -> str:
+        return os.path.join(self._place, _name(number))
 
     def _prefix(self, number: int) -> str:
         return os.path.join(self.directory, _name(number))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfopt import artifacts, checkpoint
+from tfopt import _trust, artifacts, checkpoint
 from tfopt.checkpoint.writing import StoredDtype
 
 
@@ -25,6 +25,7 @@ class Slimmed(artifacts.Outcome):
         return "\n".join(lines)
 
 
+@_trust.with_safe_mode
 def slim_checkpoint(
     *,
     input_checkpoint: str,
@@ -32,6 +33,7 @@ def slim_checkpoint(
     keep: checkpoint.Keep = "inference",
     dtype: StoredDtype = "float32",
     model: str | None = None,
+    safe_mode: bool = True,
 ) -> Slimmed:
     """Writes the weights of one checkpoint to another, without what training needs.
 
@@ -45,6 +47,8 @@ def slim_checkpoint(
         dtype: Type to store 32 and 64 bit floats in; float32 leaves all as it is.
         model: A .keras or .h5 file that says which weights are trainable, where the
             checkpoint doesn't.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         TfoptError: See `tfopt.slim_checkpoint`.

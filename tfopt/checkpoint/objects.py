@@ -50,12 +50,30 @@ def read_graph(reader: BundleReader) -> Any | None:
         return None
     try:
         data = reader.read(GRAPH_KEY).item()
-        return protos.message_class("TrackableObjectGraph").FromString(data)
-    except DecodeError as error:
+        graph = protos.message_class("TrackableObjectGraph").FromString(data)
+        _check(graph)
+    except (DecodeError, ValueError, TypeError) as error:
         raise TfoptError(
             "The checkpoint's object graph is damaged. Expected an intact checkpoint. "
-            f"Received: path={reader.prefix!r}"
+            f"Received: path={reader.prefix!r} ({error})"
         ) from error
+    return graph
+
+
+def _check(graph: Any) -> None:
+    """Raises ValueError if an edge leads nowhere, or a name isn't what it must be."""
+    count = len(graph.nodes)
+    if not count:
+        raise ValueError("it has no nodes")
+    for node in graph.nodes:
+        numbers = [edge.node_id for edge in node.children]
+        numbers += [slot.slot_variable_node_id for slot in node.slot_variables]
+        if any(not 0 <= number < count for number in numbers):
+            raise ValueError(f"an edge leads out of the {count} nodes")
+        for edge in node.children:
+            if edge.local_name == _TRAINED:
+                for item in graph.nodes[edge.node_id].children:
+                    int(item.local_name)
 
 
 def prune(graph: Any) -> tuple[Any, dict[str, list[str]], set[str]]:

@@ -16,6 +16,7 @@ from tfopt.types import TfoptError
 # The key of the JSON text (a scalar string tensor) that describes the content.
 METADATA_KEY = "_TFOPT_SLIM_CHECKPOINT"
 _VERSION = 1
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +125,42 @@ def read_metadata(reader: BundleReader) -> Metadata:
             "written by `tfopt.slim_checkpoint` or `tfopt.LightCheckpoint`. "
             f"Received: path={reader.prefix!r}"
         )
-    content = json.loads(reader.read(METADATA_KEY).item())
-    if content.pop("version") != _VERSION:
+    try:
+        content = json.loads(reader.read(METADATA_KEY).item())
+        version = content.pop("version")
+        if version == _VERSION:
+            return _metadata(content)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise TfoptError(
-            "The slim checkpoint was written by another version of tfopt. Expected "
-            f"format {_VERSION}; update tfopt. Received: path={reader.prefix!r}"
-        )
+            "The slim checkpoint's description is damaged. Expected one written by "
+            f"`tfopt.slim_checkpoint`. Received: path={reader.prefix!r} ({error})"
+        ) from error
+    raise TfoptError(
+        "The slim checkpoint was written by another version of tfopt. Expected "
+        f"format {_VERSION}; update tfopt. Received: path={reader.prefix!r}"
+    )
+
+
+def _metadata(content: dict[str, Any]) -> Metadata:
     weights = tuple(
         Stored(**{**entry, "shape": tuple(entry["shape"])})
         for entry in content.pop("weights")
     )
-    return Metadata(weights=weights, **content)
+    metadata = Metadata(weights=weights, **content)
+    texts = [metadata.kind, metadata.keep]
+    for weight in weights:
+        texts += [weight.key, weight.name, weight.dtype, weight.stored_dtype]
+        flags = (weight.trainable in (None, True, False), weight.position is None)
+        if not flags[0] or not (flags[1] or isinstance(weight.position, int)):
+            raise ValueError(f"what it says of {weight.key!r:.100}")
+        if not all(isinstance(size, int) for size in weight.shape):
+            raise ValueError(f"the shape of {weight.key!r:.100}")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names that are no texts")
+    return metadata

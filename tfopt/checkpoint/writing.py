@@ -126,26 +126,47 @@ def _atomic_writer(prefix: str) -> Iterator[BundleWriter]:
             "Cannot replace a checkpoint through a symbolic link. Expected the path of "
             f"the files themselves. Received: path={prefix!r}"
         )
-    shards = 2 if _num_shards(prefix) == 1 else 1
+    shards = _free_shards(prefix)
     fresh = [f"{prefix}.data-{i:05d}-of-{shards:05d}" for i in range(shards)]
+    with contextlib.ExitStack() as stack, artifacts.atomic_path(index) as temporary:
+        inner = str(temporary).removesuffix(".index")
+        with BundleWriter(inner, num_shards=shards) as writer:
+            yield writer
+        parts = [inner + path.removeprefix(prefix) for path in fresh]
+        for part in parts:
+            pathlib.Path(part).touch()
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+        # Until the index is in place, which is when the block of `temporary` ends.
+        stack.enter_context(artifacts.locked(temporary.parent.parent))
+        if _free_shards(prefix) != shards:
+            raise TfoptError(
+                "Another process has written the checkpoint meanwhile, which stays. "
+                f"Expected to be the only one; run again. Received: path={prefix!r}"
+            )
+        stack.enter_context(_without_leftovers(prefix, fresh))
+        for part, path in zip(parts, fresh, strict=True):
+            os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _without_leftovers(prefix: str, fresh: list[str]) -> Iterator[None]:
+    """Removes data files that the index doesn't know; of a failure only the fresh."""
     done = False
     try:
-        with artifacts.atomic_path(index) as temporary:
-            inner = str(temporary).removesuffix(".index")
-            with BundleWriter(inner, num_shards=shards) as writer:
-                yield writer
-            for path in fresh:
-                part = inner + path.removeprefix(prefix)
-                pathlib.Path(part).touch()
-                with open(part, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(part, path)
+        yield
         done = True
     finally:
+        known = f"-of-{_num_shards(prefix):05d}"
         for path in files(prefix):
-            is_fresh = path in fresh
-            if not path.endswith(".index") and is_fresh != done:
+            is_data = not path.endswith((".index", known))
+            if is_data and (done or path in fresh):
                 os.unlink(path)
+
+
+def _free_shards(prefix: str) -> int:
+    """Returns a number of data files that the checkpoint at `prefix` doesn't have."""
+    return 2 if _num_shards(prefix) == 1 else 1
 
 
 def _num_shards(prefix: str) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfopt import _trust, artifacts
 from tfopt.benchmark import _measuring, _models, _process
 from tfopt.comparison import _examples, _judging, _report
 from tfopt.report import Report, find_metric
@@ -23,6 +23,7 @@ _logger = logging.getLogger(__name__)
 Metric = str | Callable[[np.ndarray, np.ndarray], float]
 
 
+@_trust.with_safe_mode
 def compare(
     models: _models.Models | _models.Model,
     *,
@@ -42,6 +43,7 @@ def compare(
     outputs: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     timeout_s: float = 600.0,
+    safe_mode: bool = True,
 ) -> Report:
     """Compares models of any formats on the same examples.
 
@@ -78,6 +80,8 @@ def compare(
         outputs: Names of the outputs of graph files.
         cpus: Cores that the models' processes may use.
         timeout_s: Seconds that each step (loading, all examples) may take.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The `Report`: tables, charts, and all figures in `data`.
@@ -105,6 +109,8 @@ def compare(
         timeout_s=timeout_s,
         floats=True,
     )
+    if output_dir is not None:
+        artifacts.prepare([pathlib.Path(output_dir) / "report.json"])
     examples = _examples.load(data, limit=num_examples)
     metrics = [find_metric(item) for item in _listed(metric, examples.labels)]
     if metrics and examples.labels is None:
@@ -114,7 +120,7 @@ def compare(
         )
     with (
         _models.as_files(models) as files,
-        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+        artifacts.temporary_folder() as folder,
     ):
         names = [file.name for file in files]
         first = names[0] if reference is None else reference
@@ -144,19 +150,39 @@ def write(report: Report, output_dir: str | os.PathLike[str]) -> None:
     Raises:
         TfoptError: The folder cannot be written.
     """
+    with artifacts.atomic_set() as outputs:
+        add(report, output_dir, outputs)
+
+
+def add(
+    report: Report, output_dir: str | os.PathLike[str], outputs: artifacts.AtomicSet
+) -> None:
+    """Adds the files of `write` to a set of outputs, `report.json` last.
+
+    Args:
+        report: What is written.
+        output_dir: The folder.
+        outputs: The set.
+
+    Raises:
+        TfoptError: The folder cannot be written.
+    """
     folder = pathlib.Path(output_dir)
-    for suffix in ("md", "json", "html"):
-        report.write(folder / f"report.{suffix}")
     for x, y in _report.plots(report):
+        place = folder / f"{y}_{x}.png"
         try:
-            report.plot(folder / f"{y}_{x}.png", x=x, y=y)
+            report.plot(outputs.add(place), x=x, y=y)
         except ValueError:  # no model has both figures
-            continue
+            outputs.forget(place)
+            outputs.remove(place)  # nor is there a plot then from an earlier run
         except TfoptError as error:
             if "matplotlib" not in str(error):
                 raise
+            outputs.forget(place)
             _logger.info("no PNG: %s", error)
-            return
+            break
+    for suffix in ("md", "html", "json"):
+        report.write(outputs.add(folder / f"report.{suffix}"))
 
 
 def _listed(metric: Any, labels: Any) -> list[Any]:

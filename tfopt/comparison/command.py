@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tfopt import comparison
+from tfopt import _trust, comparison
 from tfopt.benchmark import _models
 from tfopt.report import Report
 
 
+@_trust.with_safe_mode
 def compare_models(
     *,
     model: Sequence[str],
@@ -29,6 +30,7 @@ def compare_models(
     outputs: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     timeout_s: float = 600.0,
+    safe_mode: bool = True,
 ) -> Report:
     """Compares models of any formats on the same examples.
 
@@ -53,6 +55,8 @@ def compare_models(
         outputs: Outputs of graph files.
         cpus: Cores that models may use.
         timeout_s: Seconds that loading a model, or running all examples, may take.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         TfoptError: The data or the reference fail.

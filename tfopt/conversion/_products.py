@@ -73,7 +73,8 @@ def files(
     if paths["required_ops"]:
         made[paths["required_ops"]] = _operators(content).encode()
     if paths["manifest"]:
-        text = artifacts.to_json(manifest(done, source))
+        others = {path: hashlib.sha256(text).hexdigest() for path, text in made.items()}
+        text = artifacts.to_json({**manifest(done, source), "files": _named(others)})
         made[paths["manifest"]] = (text + "\n").encode()
     # Last, so that a build that was interrupted does not take it for done.
     made[str(paths["tflite"])] = content
@@ -97,6 +98,11 @@ def manifest(done: Conversion, source: str) -> dict[str, Any]:
         "arena_bytes": found.arena_bytes,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _named(digests: Mapping[str, str]) -> dict[str, str]:
+    """Digests by file name, as what builds together may be moved together."""
+    return {pathlib.Path(path).name: digest for path, digest in digests.items()}
 
 
 def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfopt import artifacts, conversion, data
+from tfopt import _trust, artifacts, conversion, data
 from tfopt.conversion import IOType, Quantization, _products
 from tfopt.types import Artifact, UsageError
 
@@ -40,6 +40,7 @@ class Converted(artifacts.Outcome):
         return "\n".join(lines)
 
 
+@_trust.with_safe_mode
 def tflite_convert(
     *,
     saved_model_dir: str | None = None,
@@ -76,10 +77,12 @@ def tflite_convert(
     required_ops: str | None = None,
     manifest: str | None = None,
     if_changed: bool = False,
+    safe_mode: bool = True,
 ) -> Converted:
     """Converts one model and writes the files that were asked for.
 
-    Nothing is written unless everything could be made.
+    Nothing is written unless everything could be made, and what belongs together
+    appears together, the model last.
 
     Args:
         saved_model_dir: Directory of the SavedModel to convert.
@@ -119,6 +122,8 @@ def tflite_convert(
         manifest: JSON file for sizes, digest, inputs and outputs, the quantization,
             the estimated arena and versions.
         if_changed: Leave files alone that would stay the same.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: Not exactly one model, or two outputs of one name.
@@ -134,6 +139,7 @@ def tflite_convert(
         "manifest": manifest,
     }
     _products.check_paths({name: path for name, path in paths.items() if path})
+    artifacts.prepare(filter(None, paths.values()))
     done = conversion.convert_with_report(
         source,
         quantization=quantization,
@@ -162,10 +168,7 @@ def tflite_convert(
         memory_limit=memory_limit,
     )
     files = _products.files(done, paths, c_name=c_name, source=source)
-    written = {
-        path: artifacts.write_if_changed(path, content, always=not if_changed)
-        for path, content in files.items()
-    }
+    written = artifacts.write_files(files, always=not if_changed)
     return Converted(_artifact(done, output_file, source), written)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -102,9 +103,10 @@ def finetune(
     """Trains a model with training-time methods, and writes and measures the result.
 
     Writes `model.keras`, `report.json` and, with `quantization`, `model.tflite` to the
-    output folder. After each epoch the state of the training is saved there, in
-    `.training/`; the same call after a crash or an interruption goes on with the next
-    epoch, with the examples in the order they would have had.
+    output folder; they appear together, and those of an earlier run go. After each
+    epoch the state of the training is saved there, in `.training/`; the same call after
+    a crash or an interruption goes on with the next epoch, with the examples in the
+    order they would have had.
 
     Args:
         model: Built Keras 3 or tf_keras model; it is not changed.
@@ -134,7 +136,8 @@ def finetune(
 
     Raises:
         ValueError: An argument is wrong.
-        TfoptError: The model or data do not fit, or a method refuses the model.
+        TfoptError: The model or data do not fit, a method refuses the model, or another
+            process works in the output folder.
         VerificationError: The result misses what a method promises; nothing is written.
 
     Example:
@@ -146,55 +149,51 @@ def finetune(
     _check_arguments(epochs, batch_size, steps_per_execution, learning_rate)
     folder = pathlib.Path(output_dir)
     settings = _settings(locals())
-    _, labels = _first_batch(examples.train)
-    objective = _objective.find(
-        model, _all_labels(examples.train, labels), loss=loss, metrics=metrics
-    )
-    before = _evaluate(_keras.clone(model), objective, examples.test, batch_size)
-    student = training.prepare(model, methods)
-    plan = _Plan(examples.train, epochs, batch_size, seed)
-    student.compile(
-        optimizer=_optimizer(
-            _keras.module_of(model),
-            optimizer,
-            learning_rate,
-            plan.steps if learning_rate_schedule == "cosine" else None,
-        ),
-        loss=objective.loss,
-        metrics=list(objective.metrics),
-        steps_per_execution=steps_per_execution,
-    )
-    backup = Backup(folder / ".training", settings)
-    start = time.monotonic()
-    done = backup.restore(student) if resume else 0
-    with _seeding.seeded(student, seed) as beginner:
-        _fit(student, plan, done, [beginner, *methods], backup)
-    seconds = time.monotonic() - start
-    final = training.finalize(student, methods)
-    taught = _teachers.measure(methods, examples.test)
-    after: dict[str, Any] = _evaluate(final, objective, examples.test, batch_size)
-    notes = [objective.note, *map(str, taught)]
-    if done:
-        notes.append(f"continued after epoch {done}")
-    written = {"keras": _save(final, folder)}
-    if quantization is not None:
-        written["tflite"], after["tflite"] = _convert(
-            final, quantization, examples, folder
+    with artifacts.work_lock(folder, name="output_dir"):
+        _, labels = _first_batch(examples.train)
+        objective = _objective.find(
+            model, _all_labels(examples.train, labels), loss=loss, metrics=metrics
         )
-    result = FinetuneResult(
-        model=final,
-        artifacts=written,
-        before=before,
-        after=after,
-        sparsity=analysis.sparsity(final),
-        methods=[_described(method) for method in methods],
-        teachers=taught,
-        epochs=epochs,
-        seconds=seconds,
-        notes=notes,
-    )
-    artifacts.write_json(folder / "report.json", result)
-    backup.remove()
+        before = _evaluate(_keras.clone(model), objective, examples.test, batch_size)
+        student = training.prepare(model, methods)
+        plan = _Plan(examples.train, epochs, batch_size, seed)
+        student.compile(
+            optimizer=_optimizer(
+                _keras.module_of(model),
+                optimizer,
+                learning_rate,
+                plan.steps if learning_rate_schedule == "cosine" else None,
+            ),
+            loss=objective.loss,
+            metrics=list(objective.metrics),
+            steps_per_execution=steps_per_execution,
+        )
+        backup = Backup(folder / ".training", settings)
+        start = time.monotonic()
+        done = backup.restore(student) if resume else 0
+        with _seeding.seeded(student, seed) as beginner:
+            _fit(student, plan, done, [beginner, *methods], backup)
+        seconds = time.monotonic() - start
+        final = training.finalize(student, methods)
+        taught = _teachers.measure(methods, examples.test)
+        after: dict[str, Any] = _evaluate(final, objective, examples.test, batch_size)
+        notes = [objective.note, *map(str, taught)]
+        if done:
+            notes.append(f"continued after epoch {done}")
+        result = FinetuneResult(
+            model=final,
+            artifacts={},
+            before=before,
+            after=after,
+            sparsity=analysis.sparsity(final),
+            methods=[_described(method) for method in methods],
+            teachers=taught,
+            epochs=epochs,
+            seconds=seconds,
+            notes=notes,
+        )
+        result = _write(result, folder, quantization, examples)
+        backup.remove()
     return result
 
 
@@ -277,23 +276,52 @@ def _optimizer(
     return type(optimizer).from_config({**config, "learning_rate": rate})
 
 
-def _save(model: Any, folder: pathlib.Path) -> Artifact:
+def _write(
+    result: FinetuneResult,
+    folder: pathlib.Path,
+    quantization: Quantization | None,
+    examples: data.Data,
+) -> FinetuneResult:
+    """Writes the files of a result, which appear together; returns it with them."""
+    written, after = {}, dict(result.after)
     # TFMOT's fake quantization can only be read back from .h5.
-    suffix = "h5" if foreign.is_quantized(model) else "keras"
-    path = folder / f"model.{suffix}"
-    with artifacts.atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that .h5 is an outdated format
-        _keras.save(model, temporary)
-    return artifacts.describe(path, format="keras")
+    suffix = "h5" if foreign.is_quantized(result.model) else "keras"
+    with artifacts.atomic_set() as outputs:
+        path = folder / f"model.{suffix}"
+        temporary = outputs.add(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that .h5 is an outdated format
+            _keras.save(result.model, temporary)
+        written["keras"] = dataclasses.replace(
+            artifacts.describe(temporary, format="keras"), path=str(path)
+        )
+        if quantization is not None:
+            from tfopt.finetuning import _deploying
+
+            path = folder / "model.tflite"
+            made, after["tflite"] = _deploying.convert(
+                result.model, quantization, examples, outputs.add(path)
+            )
+            written["tflite"] = dataclasses.replace(made, path=str(path))
+        names = {pathlib.Path(item.path).name for item in written.values()}
+        for name in _of_earlier_run(folder) - names:
+            _LOGGER.info("removing %s of an earlier run", folder / name)
+            outputs.remove(folder / name)
+        result = dataclasses.replace(result, artifacts=written, after=after)
+        artifacts.write_json(outputs.add(folder / "report.json"), result)
+    return result
 
 
-def _convert(
-    model: Any, quantization: Quantization, examples: data.Data, folder: pathlib.Path
-) -> tuple[Artifact, dict[str, float]]:
-    """Writes `model.tflite`; returns it and its accuracy, where labels are classes."""
-    from tfopt.finetuning import _deploying
-
-    return _deploying.convert(model, quantization, examples, folder / "model.tflite")
+def _of_earlier_run(folder: pathlib.Path) -> set[str]:
+    """Returns the models that the report in a folder lists."""
+    try:
+        text = (folder / "report.json").read_text(encoding="utf-8")
+        kinds = set(json.loads(text)["artifacts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    found = {"model.tflite"} if "tflite" in kinds else set()
+    found |= {"model.keras", "model.h5"} if "keras" in kinds else set()
+    return {name for name in found if (folder / name).is_file()}
 
 
 def _described(method: Method) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +70,6 @@ class Backup:
 
     def save(self, model: Any, epochs: int) -> None:
         """Writes the state after a number of epochs."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         with artifacts.atomic_path(self.folder) as temporary:
             temporary.mkdir()
             model.save_weights(temporary / _WEIGHTS)
@@ -81,7 +79,7 @@ class Backup:
 
     def remove(self) -> None:
         """Deletes the state, of a training that is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        artifacts.remove(self.folder)
 
     def callback(self) -> Any:
         """Returns the Keras callback that saves after every epoch."""

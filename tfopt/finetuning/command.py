@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import data, finetuning, methods
+from tfopt import _trust, data, finetuning, methods
 from tfopt.finetuning import FinetuneResult
 from tfopt.methods._base import Method
 from tfopt.types import UsageError
@@ -16,6 +16,7 @@ from tfopt.types import UsageError
 _CALIBRATION_EXAMPLES = 256
 
 
+@_trust.with_safe_mode
 def finetune_model(
     *,
     model: str,
@@ -39,6 +40,7 @@ def finetune_model(
     seed: int = 0,
     resume: bool = True,
     engine: Literal["native", "tfmot"] = "native",
+    safe_mode: bool = True,
 ) -> FinetuneResult | ToldResult:
     """Trains a model file with training-time methods.
 
@@ -70,6 +72,8 @@ def finetune_model(
         resume: Whether to go on where an interrupted run with the same flags stopped.
         engine: "native" for tfopt's methods; "tfmot" for those of TensorFlow Model
             Optimization, on a tf_keras model and in a child process.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: A method is unknown, or its options are wrong or for another one.

@@ -9,11 +9,12 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt.freezing import checking, report, rewrite, sources, state
 from tfopt.freezing import output as outputs
 from tfopt.freezing import plan as plans
 from tfopt.freezing.output import FrozenModel
+from tfopt.savedmodel import graphs
 from tfopt.types import Artifact
 
 # Digests of larger outputs would take longer than writing them.
@@ -26,6 +27,7 @@ Verify = Literal["structure", "bytes", "execution"]
 _LOGGER = logging.getLogger(__name__)
 
 
+@_trust.with_safe_mode
 def freeze(
     source: Any,
     output: str | os.PathLike[str],
@@ -42,6 +44,7 @@ def freeze(
     output_node_names: Sequence[str] = (),
     verify: Verify = "bytes",
     verify_data: str | None = None,
+    safe_mode: bool = True,
 ) -> Artifact:
     """Turns a model's variables into constants.
 
@@ -85,6 +88,8 @@ def freeze(
             TensorFlow optimizes both.
         verify_data: An .npz file with one array per input for `"execution"`; by default
             inputs are made up.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The written artifact. Its `details` hold counts, kept variables, the init op
@@ -114,13 +119,16 @@ def freeze(
             "output_node_names": output_node_names,
         },
     )
-    with sources.open_source(
-        source,
-        signature_keys=signature_keys,
-        tags=tags,
-        checkpoint=checkpoint,
-        output_node_names=output_node_names,
-    ) as opened:
+    with (
+        graphs.errors_of(source),
+        sources.open_source(
+            source,
+            signature_keys=signature_keys,
+            tags=tags,
+            checkpoint=checkpoint,
+            output_node_names=output_node_names,
+        ) as opened,
+    ):
         plan = plans.make_plan(
             opened,
             denylist=variable_names_denylist,

@@ -13,13 +13,14 @@ import contextlib
 import json
 import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+
+from tfopt import artifacts
 
 _WORDS = (b"a", b"b", b"the", b"hello world", b"")
 _CALLS = 3
@@ -156,7 +157,7 @@ def open_session(model: Mapping[str, Any], grappler: bool) -> Iterator[Any]:
         # The older optimizer, too, folds constants.
         config.graph_options.optimizer_options.opt_level = -1
     with (
-        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+        artifacts.temporary_folder() as folder,
         tf.Graph().as_default(),
         tf.compat.v1.Session(config=config) as session,
     ):

@@ -9,10 +9,10 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.freezing import flow as flows
 from tfopt.freezing import restore
 from tfopt.freezing.flow import attr, producer
@@ -305,7 +305,7 @@ def _describe(inputs: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _run_child(request: Mapping[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         file = pathlib.Path(folder) / "request.json"
         file.write_text(json.dumps(request), encoding="utf-8")
         root = pathlib.Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tfopt import artifacts, freezing
+from tfopt import _trust, artifacts, freezing
 from tfopt.types import UsageError
 
 
@@ -29,6 +29,7 @@ class Frozen(artifacts.Outcome):
         return "\n".join([*lines, f"verified: {_verified(details['verified'])}"])
 
 
+@_trust.with_safe_mode
 def freeze_graph(
     *,
     input_saved_model_dir: str | None = None,
@@ -49,6 +50,7 @@ def freeze_graph(
     clear_devices: bool = True,
     verify: Literal["structure", "bytes", "execution"] = "bytes",
     verify_data: str | None = None,
+    safe_mode: bool = True,
 ) -> Frozen:
     """Freezes one model, given by one `input_...`, into one `output_...`.
 
@@ -78,6 +80,8 @@ def freeze_graph(
             computes the same in a child process with TensorFlow (execution).
         verify_data: A .npz file with one array per input for the check by execution;
             by default inputs are made up.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: Not exactly one input and one output.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.freezing import output as outputs
 from tfopt.freezing import plan as plans
 from tfopt.freezing import rewrite, sources, state
@@ -80,7 +80,7 @@ def frozen_graph(
 
         _allow_inlining(graph)
         graph = inlining.inline(opened, graph, first)
-        with tempfile.TemporaryDirectory() as folder:
+        with artifacts.temporary_folder() as folder:
             path = pathlib.Path(folder) / "frozen.pb"
             model = FrozenModel(opened, plan, graph, first, "graph_def")
             outputs.write(model, path, checksums=True)

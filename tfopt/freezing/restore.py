@@ -29,6 +29,8 @@ from tfopt.types import ConversionError
 RESOURCE_VARIABLES = frozenset({"VarHandleOp"})
 REF_VARIABLES = frozenset({"Variable", "VariableV2"})
 
+_MOST_NAMES = 1 << 20
+
 # Every variable handle made under this name is a new variable.
 _ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"
 
@@ -141,8 +143,8 @@ def _created(body: Body, node: Any, inputs: Sequence[Atoms]) -> list[Atoms] | No
             return []
         return [frozenset([Restored(names[0].decode(), parts[0].decode())])]
     if node.op == "RestoreV2":
-        names, parts = (_text(atoms) for atoms in inputs[1:3])
-        if names is None or parts is None:
+        names, parts = ([_text(atoms) for atoms in inputs[1:3]] + [None, None])[:2]
+        if names is None or parts is None or len(names) != len(parts):
             return []
         return [
             frozenset([Restored(name.decode(), part.decode())])
@@ -158,6 +160,11 @@ def _strings(tensor: Any) -> tuple[bytes, ...]:
         count *= dim.size
     # A TensorProto may leave out repetitions of its last value.
     if values and len(values) < count:
+        if count > _MOST_NAMES:
+            raise ConversionError(
+                "A constant is damaged. Expected the names that a checkpoint is read "
+                f"by. Received: {count:,} times {values[-1][:50]!r}"
+            )
         values += (values[-1],) * (count - len(values))
     return values
 

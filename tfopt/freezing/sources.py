@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.freezing import restore
 from tfopt.freezing.flow import attr, producer
-from tfopt.savedmodel import dtypes, protos, reader
+from tfopt.savedmodel import dtypes, graphs, protos, reader
 from tfopt.savedmodel.bundle import BundleReader
 from tfopt.types import ConversionError, TfoptError
 
@@ -119,7 +119,7 @@ def open_source(
     if not isinstance(source, (str, os.PathLike)):
         from tfopt.freezing import exporting
 
-        with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+        with artifacts.temporary_folder() as folder:
             exporting.export(source, folder)
             yield _saved_model(folder, signature_keys, tags, type(source).__name__)
         return
@@ -176,6 +176,7 @@ def _saved_model(
 ) -> Source:
     saved_model = reader.read_saved_model(folder)
     meta_graph = reader.select_meta_graph(saved_model, tags, where)
+    graphs.check(meta_graph.graph_def, where)
     return Source(
         where=where,
         meta_graph=meta_graph,
@@ -218,6 +219,7 @@ def _graph_file(
     else:
         meta_graph = protos.message_class("MetaGraphDef")()
         meta_graph.graph_def.CopyFrom(reader.read_message(path, "GraphDef"))
+    graphs.check(meta_graph.graph_def, path)
     source = Source(
         where=str(path),
         meta_graph=meta_graph,

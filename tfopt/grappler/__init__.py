@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-import tempfile
 import typing
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt.grappler import model as models
 from tfopt.grappler import optimizing
 from tfopt.grappler.config import GrapplerConfig, Preset
@@ -27,6 +26,7 @@ _MEASURE_UP_TO = 8 << 20
 _LOGGER = logging.getLogger(__name__)
 
 
+@_trust.with_safe_mode
 def optimize_graph(
     source: Any,
     output: str | os.PathLike[str],
@@ -40,6 +40,7 @@ def optimize_graph(
     verify: Verify = "execution",
     verify_data: str | None = None,
     tolerance: float | None = None,
+    safe_mode: bool = True,
 ) -> Artifact:
     """Rewrites a model by TensorFlow's own graph optimizer, for good.
 
@@ -76,6 +77,8 @@ def optimize_graph(
             magnitude. By default 0 for the preset `"lossless"`, and otherwise 1000
             rounding units of its type; none if the configuration reduces precision,
             whose error is only reported.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The written artifact. Its `details` hold node counts before and after, the
@@ -104,7 +107,7 @@ def optimize_graph(
             tags=tags,
             as_graph=form != "saved_model",
         ) as model,
-        tempfile.TemporaryDirectory(prefix="tfopt-") as work,
+        artifacts.temporary_folder() as work,
         artifacts.atomic_path(output) as temporary,
     ):
         done = optimizing.optimize(model, chosen, pathlib.Path(work), timeout_s)

@@ -9,10 +9,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tfopt import artifacts
 from tfopt.types import TfoptError
 
 # For TensorFlow's start, beside the time of the jobs.
@@ -65,7 +65,7 @@ def run_all(
     Raises:
         TfoptError: TensorFlow itself cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         request = pathlib.Path(folder) / "request.json"
         answer = pathlib.Path(folder) / "answer.json"
         content = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import tfopt.grappler
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt.freezing import command
 from tfopt.grappler.config import GrapplerConfig, Preset
 from tfopt.report import Report
@@ -35,6 +35,7 @@ class Rewritten(artifacts.Outcome):
         return "\n".join(lines)
 
 
+@_trust.with_safe_mode
 def run_grappler(
     *,
     saved_model_dir: str | None = None,
@@ -53,6 +54,7 @@ def run_grappler(
     verify_data: str | None = None,
     tolerance: float | None = None,
     options: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
 ) -> Rewritten | Report:
     """Optimizes one model, or explains what each optimizer does to it.
 
@@ -78,6 +80,8 @@ def run_grappler(
         tolerance: Largest difference allowed, as a fraction of an output's largest
             magnitude.
         options: Fields of RewriterConfig.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: Not exactly one input, or not one output.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from tfopt import _trust, artifacts
 from tfopt.grappler import child
 from tfopt.grappler import model as models
 from tfopt.types import TfoptError
@@ -68,6 +68,7 @@ class Costs:
         return "\n".join(lines)
 
 
+@_trust.with_safe_mode
 def measure_costs(
     source: Any,
     *,
@@ -75,6 +76,7 @@ def measure_costs(
     signature_key: str | None = None,
     tags: Collection[str] | None = None,
     timeout_s: float = 300.0,
+    safe_mode: bool = True,
 ) -> Costs:
     """Measures what each node of a model costs on this machine.
 
@@ -89,6 +91,8 @@ def measure_costs(
         signature_key: The signature to run, by default the main one.
         tags: Tag set of the SavedModel's graph, by default `{"serve"}`.
         timeout_s: Seconds that it may take.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The costs, dearest node first.
@@ -107,7 +111,7 @@ def measure_costs(
         models.open_model(
             source, outputs=outputs, signature_keys=keys, tags=tags, as_graph=True
         ) as model,
-        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+        artifacts.temporary_folder() as folder,
     ):
         path = pathlib.Path(folder) / "meta_graph.pb"
         path.write_bytes(model.for_measuring().SerializeToString())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from tfopt import _trust, artifacts
 from tfopt.freezing import checking
 from tfopt.grappler import child, optimizing, registry
 from tfopt.grappler import model as models
@@ -44,6 +44,7 @@ _NOTES = (
 )
 
 
+@_trust.with_safe_mode
 def explain_graph(
     source: Any,
     config: GrapplerConfig | None = None,
@@ -55,6 +56,7 @@ def explain_graph(
     rounds: int = 20,
     timeout_s: float = 120.0,
     verify_data: str | None = None,
+    safe_mode: bool = True,
 ) -> Report:
     """Measures what Grappler's optimizers do to a model, one by one.
 
@@ -74,6 +76,8 @@ def explain_graph(
         rounds: Samples of latency of each variant; 0 measures none.
         timeout_s: Seconds that each optimizer, and each run, may take.
         verify_data: An .npz file with one array per input; by default made up.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The report; its table has a row for each variant, and `data["rows"]` moreover
@@ -104,7 +108,7 @@ def explain_graph(
             tags=tags,
             as_graph=True,
         ) as model,
-        tempfile.TemporaryDirectory(prefix="tfopt-") as folder,
+        artifacts.temporary_folder() as folder,
     ):
         study = _Study(model, pathlib.Path(folder), timeout_s, verify_data)
         study.optimize(chosen)

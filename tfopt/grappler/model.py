@@ -7,11 +7,10 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from tfopt import freezing
+from tfopt import artifacts, freezing
 from tfopt.freezing import restore, sources
 from tfopt.freezing.flow import producer
 from tfopt.savedmodel import dtypes, protos, reader, wire
@@ -234,7 +233,7 @@ def open_model(
         ValueError: Options that don't fit the source.
         TfoptError: It cannot be read or frozen.
     """
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
+    with artifacts.temporary_folder() as name:
         folder = pathlib.Path(name)
         is_path = isinstance(source, (str, os.PathLike))
         path = pathlib.Path(source) if is_path else pathlib.Path()

@@ -6,7 +6,6 @@ import contextlib
 import glob
 import os
 import pathlib
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -88,9 +87,10 @@ def sizes(
 
 
 def _of_graph_file(path: pathlib.Path) -> dict[str, Any]:
-    from tfopt.savedmodel import reader
+    from tfopt.savedmodel import graphs, reader
 
     graph = reader.read_message(path, "GraphDef")
+    graphs.check(graph, path)
     fed = {name.split(":", 1)[0] for node in graph.node for name in node.input}
     inputs = [node.name for node in graph.node if node.op.startswith("Placeholder")]
     outputs = [
@@ -147,7 +147,7 @@ def _frozen(
     from tfopt import freezing
     from tfopt.savedmodel import reader
 
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         target = os.path.join(folder, "frozen.pb")
         freezing.freeze(
             source,

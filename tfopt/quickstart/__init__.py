@@ -114,9 +114,12 @@ def _run(arguments: dict[str, Any]) -> Report:
     from tfopt.quickstart import _measure, _recipes, _tables
 
     folder = pathlib.Path(arguments["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
     digits = _digits(arguments["data"])
-    with Progress(total=arguments["epochs"] * _recipes.PASSES) as progress:
+    with (
+        artifacts.work_lock(folder, name="output_dir"),
+        artifacts.atomic_set() as outputs,
+        Progress(total=arguments["epochs"] * _recipes.PASSES) as progress,
+    ):
         trainer = _recipes.Trainer(
             keras=_keras.preferred(),
             digits=digits,
@@ -126,15 +129,15 @@ def _run(arguments: dict[str, Any]) -> Report:
         )
         is_native = arguments["engine"] == "native"
         models = _recipes.native(trainer) if is_native else _recipes.original(trainer)
-        files = _save(models, folder)
+        files = _save(models, folder, outputs)
         progress.stage("measuring")
         measured = _measure.measure(
             models.keras, files, digits.test_images, digits.test_labels
         )
-    report = _tables.make_report(
-        arguments["engine"], measured, len(digits.test_labels), _measure.BATCH
-    )
-    _write(report, folder)
+        report = _tables.make_report(
+            arguments["engine"], measured, len(digits.test_labels), _measure.BATCH
+        )
+        _write(report, folder, outputs)
     return report
 
 
@@ -158,27 +161,30 @@ def _digits(spec: str) -> Digits:
     return Digits(*arrays)
 
 
-def _save(models: Models, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _save(
+    models: Models, folder: pathlib.Path, outputs: artifacts.AtomicSet
+) -> dict[str, pathlib.Path]:
     from tfopt import _keras
 
     files = {}
     for name, model in models.keras.items():
-        files[name] = folder / f"{name}.keras"
-        with artifacts.atomic_path(files[name]) as temporary:
-            _keras.save(model, temporary)
+        files[name] = outputs.add(folder / f"{name}.keras")
+        _keras.save(model, files[name])
     for name, content in models.tflite.items():
-        files[name] = folder / f"{name.removesuffix('_tflite')}.tflite"
-        artifacts.write_bytes(files[name], content)
+        place = folder / f"{name.removesuffix('_tflite')}.tflite"
+        files[name] = outputs.add(place)
+        files[name].write_bytes(content)
     return files
 
 
-def _write(report: Report, folder: pathlib.Path) -> None:
-    report.write(folder / "report.md")
-    report.write(folder / "report.json")
+def _write(report: Report, folder: pathlib.Path, outputs: artifacts.AtomicSet) -> None:
     if importlib.util.find_spec("matplotlib"):
-        report.plot(folder / "report.png", x="gzip_bytes", y="accuracy")
+        plot = outputs.add(folder / "report.png")
+        report.plot(plot, x="gzip_bytes", y="accuracy")
     else:
         _logger.info("no report.png without matplotlib: pip install 'tfopt[plot]'")
+    report.write(outputs.add(folder / "report.md"))
+    report.write(outputs.add(folder / "report.json"))
 
 
 class Progress:

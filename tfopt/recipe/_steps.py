@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import inspect
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +201,7 @@ def _optimize_graph(state: _State, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert(state: _State, options: dict[str, Any]) -> dict[str, Any]:
-    quantized = options.get("quantization", "none") not in ("none", "float16")
+    quantized = options.get("quantization", "none") != "none"
     if quantized and not state.quantization_aware:
         key = options.get("signature_key")
         options["keep_float"] = state.kept_float(signature_key=key) or None
@@ -225,7 +224,7 @@ def _folder(given: pathlib.Path | None) -> Iterator[pathlib.Path]:
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         yield pathlib.Path(folder)
 
 

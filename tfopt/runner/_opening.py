@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.runner._engine import (
     Engine,
     LocalEngine,
@@ -157,7 +157,7 @@ class Opener:
             with open(descriptor, "wb", closefd=False) as memory:
                 memory.write(source)
             return f"/proc/{os.getpid()}/fd/{descriptor}"
-        folder = self._shared.enter_context(tempfile.TemporaryDirectory())
+        folder = self._shared.enter_context(artifacts.temporary_folder())
         path = os.path.join(folder, "model.tflite")
         with open(path, "wb") as file:
             file.write(source)

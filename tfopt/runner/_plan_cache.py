@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 import threading
@@ -113,15 +114,17 @@ def load(path: str, name: str) -> Plan | None:
 def store(path: str, name: str, plan: Plan) -> None:
     """Adds a plan to a file, which is made if need be.
 
-    Of several processes that write at once, the last one's entry is sure to stay;
-    another one's may be measured again.
+    Processes that write at once wait for each other, so that no entry gets lost.
 
     Raises:
         TfoptError: The file is something else, or cannot be written.
     """
-    plans = _read(path)
-    plans[name] = plan
-    artifacts.write_json(path, {"format": _FORMAT, "plans": plans})
+    folder = os.path.dirname(os.path.realpath(path))
+    artifacts.make_folder(folder)
+    with artifacts.locked(folder):
+        plans = _read(path)
+        plans[name] = plan
+        artifacts.write_json(path, {"format": _FORMAT, "plans": plans})
 
 
 def _name(source: str | bytes, entry: Entry, asked: str) -> str:

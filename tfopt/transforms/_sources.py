@@ -10,14 +10,13 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import freezing
+from tfopt import artifacts, freezing
 from tfopt.freezing import restore
 from tfopt.freezing.flow import producer
-from tfopt.savedmodel import dtypes, protos, reader
+from tfopt.savedmodel import dtypes, graphs, protos, reader
 from tfopt.transforms import _ops
 from tfopt.transforms._graph import GraphModel, tensor_name
 from tfopt.transforms._options import close_to
@@ -148,7 +147,7 @@ def open_source(
             "asset_feeds": asset_feeds,
         },
     )
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         yield _of_model(
             source,
             pathlib.Path(folder),
@@ -250,6 +249,7 @@ def _of_graph(
     asset_feeds: Mapping[str, str],
 ) -> Source:
     where, graph_def = _read_graph(source)
+    graphs.check(graph_def, where)
     if not outputs:
         raise ValueError(
             "A GraphDef has no signatures. Expected the names of its output nodes or "

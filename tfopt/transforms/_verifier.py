@@ -8,11 +8,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.transforms import _frames
 from tfopt.transforms._base import Promise
 from tfopt.transforms._sources import Source, serialize
@@ -145,7 +145,7 @@ class Verifier:
 @contextlib.contextmanager
 def open_verifier() -> Iterator[Verifier]:
     """Yields a child process, which ends with the block."""
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as folder:
+    with artifacts.temporary_folder() as folder:
         verifier = Verifier(pathlib.Path(folder))
         try:
             yield verifier
