@@ -117,8 +117,7 @@ RULES = {
         "numpy tensorflow",
         "",
         "types artifacts data report runner benchmark comparison inspection recipe"
-        " quantization finetuning lifting training methods transforms _keras"
-        " savedmodel",
+        " quantization finetuning lifting training methods conversion _keras",
     ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),

@@ -122,6 +122,10 @@ def test_the_datasets_of_fit_calibrate_too(keras):
     prepared = QuantizeAware(representative_dataset=data).prepare(model)
     expected = model.predict(inputs, verbose=0)
     assert rms(prepared.predict(inputs, verbose=0), expected) < 0.05 * expected.std()
+    same = QuantizeAware(representative_dataset=inputs).prepare(model)
+    assert np.array_equal(
+        same.predict(inputs, verbose=0), prepared.predict(inputs, verbose=0)
+    )
 
 
 def masked_by_booleans(keras, scores, mask):

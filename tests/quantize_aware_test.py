@@ -574,6 +574,7 @@ def test_representative_datasets_of_all_forms_and_endless_ones(keras, digits):
             yield images[20:]
 
     forms = [images, list(images), [images], lambda: [(images,)], endless]
+    forms.append(tf.constant(images))
     found = [
         samples.ranges(
             QuantizeAware(representative_dataset=form, calibration_examples=40).prepare(

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from tfopt import _trust
 from tfopt.conversion import _pipeline, _several
 from tfopt.types import Signature
 
@@ -52,6 +53,7 @@ class Conversion:
     signatures: tuple[Signature, ...] = ()
 
 
+@_trust.with_safe_mode
 def convert(
     model: Any,
     *,
@@ -79,6 +81,7 @@ def convert(
     isolate: bool | None = None,
     time_limit: float | None = None,
     memory_limit: int | None = None,
+    safe_mode: bool = True,
 ) -> bytes:
     """Converts a model to a `.tflite` file that was run and compared with it.
 
@@ -98,9 +101,9 @@ def convert(
             bits, by Google's quantizer (the extra `litert-quantizer`).
         representative_dataset: Typical inputs, to calibrate `"int8"` or `"int16x8"`
             and to verify with: an array of examples [n, ...], a dictionary of such
-            arrays by input name, or an iterable (or function that returns one) of
-            examples or batches, each an array, a tuple in the order of the inputs, or
-            a dictionary. Without it, verification uses seeded random inputs.
+            arrays by input name, an `.npz` file of them, or an iterable (or function
+            that returns one) of examples or batches, each an array, a tuple in the
+            order of the inputs, or a dictionary. Without it, verification uses seeded random inputs.
         calibration_examples: At most so many examples are taken from it, so it may
             be endless.
         inference_input_type: Type of float inputs: `"int8"` or `"uint8"` in an
@@ -149,6 +152,8 @@ def convert(
             default wherever the system can fork.
         time_limit: Seconds that one isolated call may take.
         memory_limit: Bytes that one isolated call may allocate.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The file's content. The same model and arguments give the same bytes.
@@ -219,9 +224,11 @@ def convert_with_report(model: Any, **options: Any) -> Conversion:
     """
     given = inspect.signature(convert).bind(model, **options)
     given.apply_defaults()
-    request = _pipeline.Request(**dict(list(given.arguments.items())[1:]))
-    if request.signature_keys is not None:
-        content, signatures, report = _several.run(model, request)
-        return Conversion(content, signatures[0], report, signatures)
-    done = _pipeline.run(model, request)
+    arguments = dict(list(given.arguments.items())[1:])
+    with _trust.scope(arguments.pop("safe_mode")):
+        request = _pipeline.Request(**arguments)
+        if request.signature_keys is not None:
+            content, signatures, report = _several.run(model, request)
+            return Conversion(content, signatures[0], report, signatures)
+        done = _pipeline.run(model, request)
     return Conversion(done.content, done.signature, done.report, (done.signature,))

@@ -33,12 +33,15 @@ def split(data: Any, num_inputs: int, *, limit: int) -> tuple[Any, np.ndarray | 
         ValueError: Inputs and labels are of different numbers.
     """
     if isinstance(data, (str, os.PathLike)):
+        if os.fspath(data).endswith(".npy"):
+            return datasets.load_representative(data), None
         inputs, labels = datasets.load_examples(data)
         return inputs, None if labels is None else np.asarray(labels)[:limit]
     if isinstance(data, tuple) and len(data) == 2:
         inputs, labels = data
-        _check_lengths(inputs, labels)
-        return inputs, np.asarray(labels)[:limit]
+        in_order = num_inputs > 1 and isinstance(inputs, (tuple, list))
+        _check_lengths(tuple(inputs) if in_order else inputs, labels)
+        return [tuple(inputs)] if in_order else inputs, np.asarray(labels)[:limit]
     if isinstance(data, np.ndarray | Mapping):
         return data, None
     items = data() if callable(data) else data
@@ -54,15 +57,11 @@ def _of_batches(
     labels: list[np.ndarray] = []
     count = 0
     for item in itertools.islice(items, limit):
-        pair = isinstance(item, tuple) and len(item) == 2
-        if pair and (num_inputs == 1 or isinstance(item[0], tuple | list | Mapping)):
-            batch = np.atleast_1d(np.asarray(item[1]))
-            inputs.append(item[0])
-            labels.append(batch)
-            count += len(batch)
-        else:
-            inputs.append(item)
-            count += 1
+        batch, found = _parted(item, num_inputs)
+        inputs.append(batch)
+        if found is not None:
+            labels.append(np.atleast_1d(np.asarray(found)))
+        count += 1 if found is None else len(labels[-1])
         if count >= limit:
             break
     if labels and len(labels) != len(inputs):
@@ -73,8 +72,20 @@ def _of_batches(
     return inputs, np.concatenate(labels)[:limit] if labels else None
 
 
+def _parted(item: Any, num_inputs: int) -> tuple[Any, Any]:
+    """Returns inputs and labels of what a dataset yields; None: there are none."""
+    inputs = _samples.without_labels(item)
+    if inputs is item:
+        if not (num_inputs == 1 and isinstance(item, tuple) and len(item) in (2, 3)):
+            return item, None
+        inputs = item[0]
+    return inputs, item[1] if len(item) > 1 else None
+
+
 def _check_lengths(inputs: Any, labels: Any) -> None:
-    arrays = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    arrays = [inputs]
+    if isinstance(inputs, (Mapping, tuple)):
+        arrays = [*(inputs.values() if isinstance(inputs, Mapping) else inputs)]
     lengths = [len(array) for array in arrays]
     if set(lengths) != {len(labels)}:
         raise ValueError(

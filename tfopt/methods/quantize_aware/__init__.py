@@ -89,10 +89,11 @@ class QuantizeAware(Method):
         exclude: The same of the layers that stay float, also in the `.tflite`.
         keep_float: The same as `exclude`, by the name that `tfopt.convert` uses; both
             hold.
-        representative_dataset: Typical inputs, which `prepare` runs to find ranges: an
-            array of examples [n, ...]; or an iterable, or a function that returns
-            one, of examples or batches, each an array, a tuple in the order of the
-            inputs, or a dictionary by input name.
+        representative_dataset: Typical inputs, which `prepare` runs to find ranges, in
+            every form that `tfopt.convert` takes: an array of examples [n, ...], a
+            dictionary of such arrays by input name, an `.npz` file of them, or an
+            iterable (or function that returns one) of examples or batches, each an
+            array, a tuple in the order of the inputs, or a dictionary.
         calibration_examples: At most about so many examples are taken from it, so it
             may be endless.
         calibration_batches: Take so many batches of it instead.
