@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ from tfopt.optimizing._judging import Judgement, Objective
 from tfopt.optimizing._trials import Figures, Trial
 from tfopt.report import Bars, Column, Report, Scatter, Table
 
+_LOGGER = logging.getLogger(__name__)
 _NOTES = (
     "Candidates were compared on one half of the examples; the chosen one had to keep "
     "the budget on the other half as well, which nothing had been searched on.",
@@ -114,22 +117,27 @@ class OptimizeResult:
         """Writes the best file, its recipe, and the report; returns the paths.
 
         `best.tflite` or the SavedModel `best`, `recipe.json`, `report.json`, `.md` and
-        `.html`, and PNG plots if matplotlib is installed.
+        `.html`, and PNG plots if matplotlib is installed. All appear together; a best
+        file of an earlier search goes if there is none now, or of another kind.
 
         Raises:
             TfoptError: The folder cannot be written.
         """
         folder = pathlib.Path(output_dir)
-        written = ["report.md", "report.json", "report.html"]
-        comparison.write(self.report, folder)
-        if self.best is not None and self.best.path is not None:
-            source = pathlib.Path(self.best.path)
-            place = folder / f"best{source.suffix}"
-            with artifacts.atomic_path(place) as temporary:
+        written = ["report.md", "report.html", "report.json"]
+        with artifacts.atomic_set() as outputs:
+            source = None
+            if self.best is not None and self.best.path is not None:
+                source = pathlib.Path(self.best.path)
+                written += ["recipe.json", f"best{source.suffix}"]
+            for name in _of_earlier_search(folder) - {*written}:
+                _LOGGER.info("removing %s of an earlier search", folder / name)
+                outputs.remove(folder / name)
+            comparison.add(self.report, folder, outputs)
+            if self.best is not None and source is not None:
+                self.best.recipe.save(outputs.add(folder / "recipe.json"))
                 copy = shutil.copytree if source.is_dir() else shutil.copyfile
-                copy(source, temporary)
-            self.best.recipe.save(folder / "recipe.json")
-            written += [place.name, "recipe.json"]
+                copy(source, outputs.add(folder / written[-1]))
         return [str(folder / name) for name in written]
 
     def __str__(self) -> str:
@@ -271,6 +279,24 @@ def _plan_table(plan: Sequence[Mapping[str, Any]]) -> Table:
         rows={item["stage"]: item for item in plan},
         corner="stage",
     )
+
+
+def _of_earlier_search(folder: pathlib.Path) -> set[str]:
+    """Returns the best file and its recipe, if the report beside them has them."""
+    try:
+        text = (folder / "report.json").read_text(encoding="utf-8")
+        if json.loads(text)["best"] is None:
+            return set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    found = {name for name in ("best.tflite", "recipe.json") if _is_file(folder, name)}
+    if artifacts.format_of(folder / "best") == "saved_model":
+        found.add("best")
+    return found
+
+
+def _is_file(folder: pathlib.Path, name: str) -> bool:
+    return (folder / name).is_file()
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
