@@ -43,10 +43,14 @@ def flags_of(text):
     return {name: description.strip() for name, description in found}
 
 
+def example(text):
+    """Returns the example of a help text."""
+    return text.split("\nFlags:")[0].split("Example:\n")[1].strip()
+
+
 def example_flags(text):
     """Returns the flags in the example of a help text."""
-    example = text.split("\nFlags:")[0].split("Example:\n")[1]
-    return re.findall(r"--([\w.]+)", example)
+    return re.findall(r"--([\w.]+)", example(text))
 
 
 def unknown_flags(flags, known):
@@ -65,6 +69,8 @@ def test_help_is_complete_with_an_example(name, tmp_path):
     bare = [flag for flag, text in flags.items() if not re.match(r"[A-Z`\"]", text)]
     assert not bare, "flags without a sentence of help"
     assert f"tools/{name}.py" in done.stdout.split("Example:")[1]
+    # A terminal runs it as it is copied, all lines.
+    assert len(re.sub(r"\\\n", "", example(done.stdout)).splitlines()) == 1
     assert not unknown_flags(example_flags(done.stdout), flags)
     assert not list(tmp_path.iterdir())
 

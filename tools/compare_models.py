@@ -1,4 +1,4 @@
-"""Compares models of any formats: quality, agreement, size, speed and content.
+r"""Compares models of any formats: quality, agreement, size, speed and content.
 
 Prints a table; with --output_dir it also writes markdown, JSON, PNG plots and an HTML
 page that needs nothing else.

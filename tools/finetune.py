@@ -1,4 +1,4 @@
-"""Trains a model with pruning, quantization-aware training and their like.
+r"""Trains a model with pruning, quantization-aware training and their like.
 
 Takes a .keras or .h5 file and data, trains with the methods in the order given, and
 writes the optimized model with a report: accuracy before and after, zeros, sizes.
@@ -6,8 +6,8 @@ With --methods=distill it learns from a larger model, too, which --teacher names
 Interrupted (Ctrl-C, or killed), the same command goes on after the last whole epoch.
 
 Example:
-    python tools/finetune.py --model=base.keras --data=testdata/mnist.npz
-        --input_scale=0.00392156863 --methods=prune,quantize_aware
+    python tools/finetune.py --model=base.keras --data=testdata/mnist.npz \
+        --input_scale=0.00392156863 --methods=prune,quantize_aware \
         --prune.final_sparsity=0.8 --epochs=3 --quantization=int8 --output_dir=small
 """
 

@@ -1,4 +1,4 @@
-"""Finds the smallest or fastest file of a model that keeps an accuracy budget.
+r"""Finds the smallest or fastest file of a model that keeps an accuracy budget.
 
 Tries quantization, layers kept in float, pruning and, with training examples, training
 for all of these; writes best.tflite, recipe.json and a report with every candidate and

@@ -1,10 +1,10 @@
-"""Rewrites a model by TensorFlow's graph optimizer, Grappler, and verifies the result.
+r"""Rewrites a model by TensorFlow's graph optimizer, Grappler, and verifies the result.
 
 Each option of RewriterConfig is a flag of the same name. Takes a SavedModel or a frozen
 graph, and writes either; --explain shows instead what each optimizer does to the model.
 
 Example:
-    python tools/run_grappler.py --saved_model_dir=model --out_graph=fast.pb
+    python tools/run_grappler.py --saved_model_dir=model --out_graph=fast.pb \
         --preset=default --remapping=off
 """
 

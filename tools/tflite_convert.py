@@ -1,4 +1,4 @@
-"""Converts a model to a TFLite file that was run and compared with it.
+r"""Converts a model to a TFLite file that was run and compared with it.
 
 Takes a SavedModel, a Keras file or a frozen graph. Writes, beside the file, what builds
 for devices need of it: a manifest, C source, the operators. `--if_changed` leaves what
