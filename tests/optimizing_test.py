@@ -14,7 +14,6 @@ import pytest
 
 import tfopt
 from tfopt import artifacts
-from tfopt.data import Split
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -91,6 +90,38 @@ def test_a_recipe_is_replayed_exactly(untrained, model, tmp_path):
     assert (tmp_path / "best.tflite").read_bytes() == first
 
 
+def test_what_an_earlier_search_has_tried_is_a_candidate(untrained, model):
+    found, folder = untrained
+    stamps = {x: x.stat().st_mtime_ns for x in folder.glob("trials/*/*/trial.json")}
+    again = tfopt.optimize(
+        model,
+        samples.blobs(300, seed=1),
+        max_accuracy_drop=0.9,
+        methods=["int8", "prune_once"],
+        trials_dir=folder / "trials",
+        objective="latency",  # which prunes nothing by itself
+    )
+    # Without what makes use of other methods.
+    expected = {x.name for x in found.candidates} - {"float16"}
+    assert {item.name for item in again.candidates} == expected
+    assert any("taken over" in note for note in again.notes)
+    assert stamps == {x: x.stat().st_mtime_ns for x in stamps}
+
+
+def test_memory_is_judged_by_file_and_arena_before_it_is_measured(untrained):
+    from tfopt.optimizing import _judging
+
+    found, _ = untrained
+    for item in found.candidates:
+        figures = item.trial.figures
+        inspected = tfopt.inspect(item.path)
+        planned = inspected.size_bytes + inspected.arena_bytes
+        assert inspected.arena_bytes > 0
+        assert _judging.cost(figures, "memory") == planned
+        if item.holdout is not None:  # a process of its own
+            assert _judging.cost(item.holdout, "memory") == item.holdout.peak_bytes
+
+
 def test_the_front_has_no_candidate_that_another_one_beats(untrained):
     found, _ = untrained
     points = [
@@ -163,6 +194,30 @@ def test_few_layers_in_float_keep_the_budget(rescued):
             assert item.judgement.verdict != "accepted"
 
 
+def test_another_budget_is_solved_from_the_saved_scores(rescued):
+    import tensorflow as tf
+
+    folder = pathlib.Path(rescued.trials_dir)
+    scores = sorted(folder.glob("sensitivity_*.json"))
+    assert scores
+    stamps = [path.stat().st_mtime_ns for path in scores]
+    again = tfopt.optimize(
+        samples.fragile(tf.keras),
+        samples.blobs(200, seed=2),
+        max_accuracy_drop=0.05,
+        methods=["int8", "mixed"],
+        trials_dir=folder.parent,
+    )
+    assert again.best.judgement.verdict == "accepted"
+    assert sorted(folder.glob("sensitivity_*.json")) == scores
+    assert [path.stat().st_mtime_ns for path in scores] == stamps
+    known = {item.trial.key: item.trial.seconds for item in rescued.candidates}
+    assert (
+        known.items()
+        <= {item.trial.key: item.trial.seconds for item in again.candidates}.items()
+    )
+
+
 def test_verdicts_tell_chance_and_failure(model):
     from tfopt.optimizing import _judging, _problem
     from tfopt.optimizing._trials import Figures
@@ -204,76 +259,6 @@ def test_an_infeasible_recipe_is_a_candidate_with_the_reason(model, tmp_path):
     (item,) = [item for item in found.candidates if item.name != "float"]
     assert item.judgement.verdict == "infeasible"
     assert "matches no layer" in item.judgement.reason
-
-
-def data():
-    return tfopt.Data(
-        train=Split(samples.blobs(600)), test=Split(samples.blobs(400, seed=1))
-    )
-
-
-TRAINED = {
-    "max_accuracy_drop": 0.05,
-    "methods": ["int8", "prune"],
-    "epochs": 1,
-    "batch_size": 50,
-}
-
-
-@pytest.mark.slow
-def test_training_makes_it_smaller_and_the_seed_makes_it_the_same(model, tmp_path):
-    first = tfopt.optimize(model, data(), trials_dir=tmp_path / "a", **TRAINED)
-    trained = [item for item in first.candidates if item.trial.recipe.trains]
-    assert trained
-    assert min(x.trial.figures.gzip_bytes for x in trained) < next(
-        x.trial.figures.gzip_bytes for x in first.candidates if x.name == "int8"
-    )
-    again = tfopt.optimize(model, data(), trials_dir=tmp_path / "b", **TRAINED)
-    assert _files(again) == _files(first)
-    assert again.best.name == first.best.name
-    # Another budget takes over what is there.
-    looser = tfopt.optimize(
-        model,
-        data(),
-        trials_dir=tmp_path / "a",
-        **{**TRAINED, "max_accuracy_drop": 0.9},
-    )
-    known = {item.trial.key: item.trial.seconds for item in first.candidates}
-    found = {item.trial.key: item.trial.seconds for item in looser.candidates}
-    assert known.items() <= found.items()
-
-
-@pytest.mark.slow
-def test_all_that_trains(model, tmp_path):
-    methods = ["int8", "low_bit", "prune", "quantize_aware", "cluster", "distill"]
-    found = tfopt.optimize(
-        model,
-        data(),
-        teacher=model,
-        trials_dir=tmp_path / "size",
-        **{**TRAINED, "methods": methods},
-    )
-    trained = [item for item in found.candidates if item.trial.recipe.trains]
-    assert any("clusters" in item.name for item in trained)
-    assert not [x for x in trained if x.judgement.verdict == "infeasible"]
-    fast = tfopt.optimize(
-        model,
-        data(),
-        objective="latency",
-        trials_dir=tmp_path / "latency",
-        **{**TRAINED, "methods": ["int8", "quantize_aware", "remove_channels"]},
-    )
-    removed = [item for item in fast.candidates if "channels" in item.name]
-    assert removed
-    assert not [x for x in removed if x.judgement.verdict == "infeasible"]
-
-
-def _files(found):
-    return {
-        item.name: artifacts.sha256(item.path)
-        for item in found.candidates
-        if item.path is not None
-    }
 
 
 CHILD = """

@@ -22,8 +22,9 @@ def open_model(source: Any) -> Any:
 
     Args:
         source: A Keras model, which is returned as it is; the path of a `.keras` or
-            `.h5` file; or the path of a SavedModel directory, or what
-            `tf.saved_model.load` returns, which `lift` makes a Keras model.
+            `.h5` file; or the path of a SavedModel directory, what
+            `tf.saved_model.load` returns, or a function with a signature, which `lift`
+            makes a Keras model.
 
     Raises:
         TfoptError: It is none of these, or cannot be read or lifted.
@@ -39,6 +40,10 @@ def open_model(source: Any) -> Any:
             )
         return _keras.load(source)
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "signatures"):
+        return lift(source)
+    if hasattr(source, "get_concrete_function"):  # a tf.function
+        source = source.get_concrete_function()
+    if hasattr(source, "structured_input_signature"):
         return lift(source)
     raise TfoptError(
         "Expected a Keras model of Keras 3 or tf_keras, the path of a .keras or .h5 "

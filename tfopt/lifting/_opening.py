@@ -49,7 +49,8 @@ def open_network(
             )
         frozen = memory.frozen_graph(source, signature_key=signature_key, tags=tags)
         graph_def = tf.compat.v1.GraphDef.FromString(frozen.content)
-        where, variables = frozen.where, frozen.variables
+        # Without any it was frozen before, and doesn't tell what they were.
+        where, variables = frozen.where, frozen.variables or None
         feeds, fetches = frozen.inputs, frozen.outputs
     else:
         if not inputs or not outputs:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from tfopt.optimizing import (
+    _adopting,
     _finishing,
     _graphs,
     _models,
@@ -78,7 +80,8 @@ def optimize(
 
     Every trial is a folder with its file, recipe and figures. A search that was
     interrupted, even killed, goes on where it was when it is called again with the same
-    `trials_dir`; with another budget or objective it takes over what fits.
+    `trials_dir`, in the middle of a training too. With another budget or objective
+    nothing is measured twice, and all that was tried before is a candidate.
 
     Examples are divided: candidates are compared on one half of those to measure on,
     and `best` has to keep the budget on the other half too.
@@ -101,8 +104,11 @@ def optimize(
         teacher: A model to learn from, see `tfopt.Distill`; by default none.
         methods: Which methods may be used, some of `METHODS[target]`; by default all.
         target: `"tflite"`, or `"saved_model"`: graph transforms and Grappler.
-        time_budget: Seconds; no trial is begun when they are over. None: no limit.
-        epochs: Of each training; by default as many as the time allows, up to 15.
+        time_budget: Seconds for everything: no trial is begun that isn't expected to
+            end, and be reported, in time. What trials took that are taken over from an
+            earlier call counts. None: no limit.
+        epochs: Of each training; by default as the time allows: a few to find out what
+            can be reached, then all that there is time for.
         batch_size: Examples in each training step.
         learning_rate: At the start of each training; it falls to zero.
         optimizer: Name of a Keras optimizer.
@@ -132,6 +138,7 @@ def optimize(
         >>> found.best.name
         'float16'
     """
+    started = time.monotonic()
     _check(max_accuracy_drop, objective, target, time_budget, epochs, methods)
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
@@ -158,11 +165,14 @@ def optimize(
         time_budget=time_budget,
         training=Training(epochs, batch_size, learning_rate, optimizer, loss),
         has_teacher=teacher is not None,
+        started=started,
     )
     stages = _planning.stages(search, wanted, recipe)
     if not dry_run:
         for stage in stages:
             stage.run()
+        if recipe is None:
+            _adopting.adopt(search)
     result = _finishing.finish(search, stages, dry_run=dry_run)
     if output_dir is not None and not dry_run:
         result.write(output_dir)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from tfopt.optimizing import _judging
 from tfopt.optimizing._judging import Judgement
 from tfopt.optimizing._planning import Stage
 from tfopt.optimizing._result import Candidate, OptimizeResult, make_report
-from tfopt.optimizing._search import Search
+from tfopt.optimizing._search import FINALISTS, Search
 from tfopt.optimizing._trials import BASELINE, Figures, Trial
 from tfopt.report import Report
 from tfopt.types import TfoptError
 
-# Accepted candidates that are measured together on held-out examples; further ones
-# only if none of these keeps the budget there.
-_FINALISTS = 6
+_LOGGER = logging.getLogger(__name__)
+
+# Accepted candidates are measured together, so many; further ones only if none of
+# these keeps the budget there. Each of them with at least so many calls.
 _RUNS = 30
+# Times and memory differ by so much from run to run: of candidates as close as that
+# the smaller file is chosen, so that noise doesn't decide.
+_NOISE = 0.03
 
 
 def finish(search: Search, stages: Sequence[Stage], *, dry_run: bool) -> OptimizeResult:
@@ -34,8 +39,7 @@ def finish(search: Search, stages: Sequence[Stage], *, dry_run: bool) -> Optimiz
         for item in candidates
         if item.judgement.verdict == "accepted" and item.holdout is not None
     ]
-    # By the final run: all in turn, and with more calls than in the search.
-    best = min(accepted, key=lambda item: _cost(item.holdout, search), default=None)
+    best = _best(accepted, search)
     plan = [stage.to_json() for stage in stages]
     context = {
         "objective": search.objective,
@@ -44,7 +48,7 @@ def finish(search: Search, stages: Sequence[Stage], *, dry_run: bool) -> Optimiz
         "seed": search.study.seed,
         "num_search_examples": len(search.problem.search),
         "num_holdout_examples": len(search.problem.holdout),
-        "seconds": search.study.spent,
+        "seconds": search.seconds_used,
     }
     return OptimizeResult(
         best=best,
@@ -67,6 +71,22 @@ def finish(search: Search, stages: Sequence[Stage], *, dry_run: bool) -> Optimiz
     )
 
 
+def _best(accepted: Sequence[Candidate], search: Search) -> Candidate | None:
+    """Chooses by the final run: all in turn, and with more calls than in the search."""
+    costs = [_cost(item.holdout, search) for item in accepted]
+    margin = 1.0 if search.objective == "size" else 1 + _NOISE
+    close = [
+        item
+        for item, cost in zip(accepted, costs, strict=True)
+        if cost <= margin * min(costs)
+    ]
+
+    def size(item: Candidate) -> float:
+        return _judging.cost(item.holdout, "size") if item.holdout else float("inf")
+
+    return min(close, key=size, default=None)
+
+
 def _final(
     search: Search, trials: Sequence[Trial]
 ) -> tuple[list[Candidate], Report | None]:
@@ -79,11 +99,12 @@ def _final(
     final: Report | None = None
     holdout: dict[str, Figures] = {}
     failures: dict[str, str] = {}
-    for start in range(0, len(accepted), _FINALISTS):
-        group = accepted[start : start + _FINALISTS]
+    for start in range(0, len(accepted), FINALISTS):
+        group = accepted[start : start + FINALISTS]
         named = {_label(trial, group): trial for trial in group}
         files = {name: str(trial.path) for name, trial in named.items()}
         examples = search.problem.holdout
+        _LOGGER.info("measuring %d finalists on held-out examples", len(group))
         final = search.study.judge.compare(files, examples, num_runs=_RUNS)
         for name, trial in named.items():
             try:

@@ -78,14 +78,17 @@ def judge_figures(
 def cost(figures: Figures, objective: Objective) -> float:
     """Returns what is to be small.
 
-    Memory is measured of finalists only; before, the raw size stands for it.
+    The peak of a process is measured of finalists only; before, the sizes of the file
+    and of the arena stand for it.
     """
     if objective == "size":
         return float(figures.gzip_bytes)
     if objective == "latency":
         return figures.latency_ratio
-    known = figures.peak_bytes is not None
-    return float(figures.peak_bytes or 0) if known else float(figures.size_bytes)
+    for known in (figures.peak_bytes, figures.planned_bytes):
+        if known is not None:
+            return float(known)
+    return float(figures.size_bytes)
 
 
 def pareto(trials: Iterable[Trial], problem: Problem) -> list[Trial]:

@@ -7,8 +7,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfopt.optimizing import _after_training, _graphs, _training
-from tfopt.optimizing._search import Search, convert
+from tfopt.optimizing import _after_training, _graphs, _trainer, _training
+from tfopt.optimizing._search import FINALISTS, Search, convert
 from tfopt.optimizing._trials import BASELINE
 from tfopt.recipe import Recipe
 
@@ -64,8 +64,12 @@ def stages(search: Search, target: str, recipe: Recipe | None) -> list[Stage]:
         return [Stage(f"replay {recipe.name}".strip(), replay, 1, seconds)]
     if target == "saved_model":
         run = functools.partial(_graphs.rewritten, search)
-        return [Stage("rewrite the graph", run, _graphs.TRIALS, seconds)]
-    return [*_untrained(search, seconds), *_trained(search, seconds)]
+        found = [Stage("rewrite the graph", run, _graphs.TRIALS, seconds)]
+    else:
+        found = [*_untrained(search, seconds), *_trained(search, seconds)]
+    each = search.seconds_at_the_end / FINALISTS
+    text = "on held-out examples, in processes of their own"
+    return [*found, Stage("measure finalists", _nothing, FINALISTS, each, text)]
 
 
 def _untrained(search: Search, seconds: float) -> list[Stage]:
@@ -89,7 +93,8 @@ def _untrained(search: Search, seconds: float) -> list[Stage]:
                 "only if int8 breaks the budget",
             )
         )
-    if "prune_once" in methods:
+    # Single zeros make files smaller, not faster.
+    if "prune_once" in methods and search.objective == "size":
         found.append(
             Stage(
                 "prune at once",
@@ -105,22 +110,25 @@ def _trained(search: Search, seconds: float) -> list[Stage]:
     wanted = {"prune", "quantize_aware", "cluster", "remove_channels"}
     if not wanted & search.methods:
         return []
+    trainer = _trainer.open_trainer(search)
+    if trainer is None:
+        why = "there is no time" if search.problem.train else "there are no examples"
+        return [Stage("train", _nothing, 0, seconds, f"{why}: see the notes")]
 
     def run() -> None:
-        trainer = _training.open_trainer(search)
-        if trainer is None:
-            return
         fine = _after_training.weights_alone(search)
         _training.fine_tuned(search, trainer, low_bit="int4_weights" in fine)
 
-    trials, each, when = 0, seconds, "there are no training examples"
-    if search.problem.train is not None:
-        trials, when = _training.TRAININGS, "as far as the time goes"
-        each += _expected_training(search)
-    return [Stage("train", run, trials, each, when)]
+    planned = trainer.schedule
+    short = trainer.seconds(planned.short)
+    text = f"{planned.short} epochs each, to find out what can be reached"
+    found = [Stage("train", run, _trainer.SHORT, short, text)]
+    if planned.long:
+        long = trainer.seconds(planned.long)
+        text = f"{planned.long} epochs each, as far as the time goes"
+        found.append(Stage("train for long", _nothing, _trainer.LONG, long, text))
+    return found
 
 
-def _expected_training(search: Search) -> float:
-    trainer = _training.open_trainer(search)
-    search.notes.clear()  # said again when it is done
-    return 0.0 if trainer is None else trainer.seconds
+def _nothing() -> None:
+    """Of stages that another one does, or none."""

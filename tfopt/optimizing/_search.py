@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfopt import report
+from tfopt import artifacts, report
 from tfopt.optimizing import _judging
 from tfopt.optimizing._judging import Objective
 from tfopt.optimizing._problem import Problem, single
@@ -20,9 +23,14 @@ from tfopt.recipe import Recipe, Rule
 from tfopt.runner import Runner
 
 _LOGGER = logging.getLogger(__name__)
-_SENSITIVITY_EXAMPLES = 512
-# A narrower interval of sparsities is not worth another trial.
-_BISECTION_STEP = 0.015
+# Of each layer alone, and of the model as a whole, which is measured once.
+_SENSITIVITY_EXAMPLES, _WHOLE_EXAMPLES = 512, 2048
+# A narrower interval of fractions is not worth another trial, nor is a smaller gain.
+_BISECTION_STEP, _BISECTION_GAIN = 0.015, 1.06
+# What the end takes: finalists, a process each; reports, and whatever the clock of a
+# search doesn't see, such as the start of a tool.
+FINALISTS = 6
+_REPORT_SHARE, _FINALIST_SECONDS = 0.05, 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Search:
         time_budget: Seconds for everything; None: no limit.
         training: How candidates are trained.
         has_teacher: Whether there is one to learn from.
+        started: When the call began, by `time.monotonic`.
         notes: What was decided, and why.
     """
 
@@ -68,14 +77,57 @@ class Search:
     time_budget: float | None
     training: Training
     has_teacher: bool
+    started: float
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
+    def seconds_used(self) -> float:
+        """What went by, and what trials took that an earlier call has made."""
+        return time.monotonic() - self.started + self.study.found_seconds
+
+    @property
     def seconds_left(self) -> float:
-        """What is left of the time, that of earlier runs counted."""
+        """What is left of the time for trials."""
         if self.time_budget is None:
             return float("inf")
-        return self.time_budget - self.study.spent
+        return self.time_budget - self.seconds_at_the_end - self.seconds_used
+
+    @property
+    def seconds_at_the_end(self) -> float:
+        """What finalists and reports are expected to take."""
+        each = _FINALIST_SECONDS + self.study.baseline.seconds
+        return FINALISTS * each + _REPORT_SHARE * (self.time_budget or 0.0)
+
+    def note(self, text: str) -> None:
+        """Notes a decision, for the report and for who watches."""
+        if text not in self.notes:
+            self.notes.append(text)
+            _LOGGER.info("%s", text)
+
+    def kept(self, name: str, make: Callable[[], Any], **asked: Any) -> Any:
+        """Returns what was decided by the clock, as it was decided first.
+
+        So a search that goes on plans what it had planned.
+
+        Args:
+            name: Of the decision.
+            make: Decides; returns plain JSON data.
+            asked: On what it depends beside the clock.
+        """
+        digest = hashlib.sha256(artifacts.to_json(asked).encode()).hexdigest()[:8]
+        place = self.study.folder / "decisions" / f"{name}_{digest}.json"
+        if place.exists():
+            return json.loads(place.read_text(encoding="utf-8"))
+        decided = make()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(place, decided)
+        return decided
+
+    def recipe(
+        self, name: str, steps: Sequence[Mapping[str, Any]], rules: Sequence[Rule] = ()
+    ) -> Recipe:
+        """Returns the recipe of a candidate."""
+        return Recipe(steps=steps, rules=rules, name=name, seed=self.study.seed)
 
     def attempt(
         self,
@@ -86,11 +138,22 @@ class Search:
         parent: Trial | None = None,
     ) -> Trial:
         """Makes and measures a candidate, unless it is there already."""
-        recipe = Recipe(steps=steps, rules=rules, name=name, seed=self.study.seed)
+        recipe = self.recipe(name, steps, rules)
+        is_known = recipe.digest() in self.study.trials
         trial = self.study.run(recipe, parent=parent)
-        verdict = self.judge(trial)
-        _LOGGER.info("%s: %s, %s", name, verdict.verdict, verdict.reason)
+        if not is_known:
+            _LOGGER.info("%s", self._told(trial))
         return trial
+
+    def _told(self, trial: Trial) -> str:
+        verdict = self.judge(trial)
+        text = f"{trial.name}: {verdict.verdict}, {verdict.reason}"
+        if trial.figures is not None:
+            ratio = trial.figures.baseline_gzip_bytes / trial.figures.gzip_bytes
+            text += f"; {ratio:.1f}× smaller"
+        left = self.seconds_left
+        rest = "" if left == float("inf") else f", {max(left, 0):.0f} s left"
+        return f"{text} ({trial.seconds:.0f} s{rest})"
 
     def judge(self, trial: Trial) -> _judging.Judgement:
         """Returns the verdict over a trial."""
@@ -107,39 +170,47 @@ class Search:
 
     def bisect(
         self,
-        attempt: Callable[[float], Trial],
+        attempt: Callable[[float], Trial | None],
         *,
         low: float,
         high: float,
         first: float,
         tries: int,
-        seconds: float = 0.0,
+        relative: bool = False,
     ) -> Trial | None:
         """Looks for the highest fraction whose trial is accepted.
 
         Args:
-            attempt: Fraction -> trial.
+            attempt: Fraction -> trial; None ends it.
             low: A fraction that is surely fine.
             high: One that surely isn't.
             first: Where to begin.
             tries: Trials at most.
-            seconds: What one is expected to take; it is not begun without.
+            relative: Whether what is left counts by its logarithm, not linearly: from
+                0.9 to 0.95 is as far as from 0.8 to 0.9. That is what sizes do.
 
         Returns:
             The accepted trial with the highest fraction; None if there is none.
         """
         best, value = None, first
         for _ in range(tries):
-            if self.seconds_left < seconds:
-                self.notes.append("Bisection ended early: no time is left.")
+            if self.seconds_left <= 0:
+                self.note("A bisection ended early: no time was left.")
                 break
             trial = attempt(value)
+            if trial is None:
+                break
             if self.is_accepted(trial):
                 best, low = trial, value
             else:
                 high = value
-            value = round((low + high) / 2, 3)
-            if high - low < 2 * _BISECTION_STEP:
+            if relative:
+                value = round(1 - math.sqrt((1 - low) * (1 - high)), 4)
+                is_close = (1 - low) / (1 - high) < _BISECTION_GAIN
+            else:
+                value = round((low + high) / 2, 3)
+                is_close = high - low < 2 * _BISECTION_STEP
+            if is_close:
                 break
         return best
 
@@ -153,10 +224,9 @@ class Search:
         place = self.study.folder / f"sensitivity_{'_'.join(methods)}_{mode}.json"
         if place.exists():
             return QuantizationSensitivity.load(place)
-        start = time.monotonic()
+        limit = _WHOLE_EXAMPLES if mode == "whole" else _SENSITIVITY_EXAMPLES
         inputs = {
-            name: array[:_SENSITIVITY_EXAMPLES]
-            for name, array in self.problem.search.inputs.items()
+            name: array[:limit] for name, array in self.problem.search.inputs.items()
         }
         given = single(inputs)
         count = len(next(iter(inputs.values())))
@@ -171,7 +241,6 @@ class Search:
             cache=self.study.folder / "sensitivity_scores.json",
         )
         found.save(place)
-        self.study.spent += time.monotonic() - start
         return found
 
     def _metric(self, inputs: Any) -> Callable[[Any, Any], float]:

@@ -1,264 +1,308 @@
-"""Stages with training: pruning, quantization-aware training and their combinations."""
+"""Stages with training: pruning, quantization-aware training and their combinations.
+
+Short trainings find out what can be reached, one kind of candidate after the other;
+what fails there by far is never trained for long. Long ones then make the best of the
+kind that came out ahead, with what is left of the time.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
-import time
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
-from tfopt import _keras, artifacts, lifting, training
-from tfopt.data import Split
-from tfopt.finetuning import _objective
-from tfopt.methods.quantize_aware import QuantizeAware
+from tfopt import surgery
+from tfopt.optimizing import _judging
 from tfopt.optimizing._after_training import INT8, best_conversion
 from tfopt.optimizing._search import Search, convert
+from tfopt.optimizing._trainer import Trainer
 from tfopt.optimizing._trials import Trial
 from tfopt.types import TfoptError
 
-# Trainings of a whole search; the time is divided among them.
-TRAININGS = 7
-_MOST_EPOCHS = 15
-_SPARSITY_TRIES = 3
-_CHANNEL_TRIES = 3
-# Parts of a training: pruning ends, clustering begins.
-_PRUNED, _CLUSTERED = 0.5, 0.55
 _CLUSTERS = 8
-_L1_STRENGTH = 1e-4
-_PROBE_STEPS = 10
-_MOST_STEPS_PER_EXECUTION = 16
+# Zeros that every network stands and that none does, and where to begin.
+_SPARSITY_LOW, _SPARSITY_HIGH, _SPARSITY_FIRST = 0.5, 0.99, 0.9
+_SHORT_TRIES = (3, 2)
+_LONG_TRIES, _CHANNEL_TRIES = 8, 5
+# What a short training just doesn't reach, a long one goes beyond: by so much less.
+_BEYOND = 1.5
+# Short trainings don't tell kinds apart whose sizes differ by less.
+_CLOSE = 1.2
+
+# Epochs -> name and steps of a candidate.
+_Candidate = Callable[[int], tuple[str, list[dict[str, Any]]]]
 
 
-class Trainer:
-    """Makes the steps that train, and knows how long they take.
-
-    Args:
-        search: The search.
-        examples: Training examples.
-
-    Raises:
-        TfoptError: The model cannot be trained.
+@dataclasses.dataclass
+class Line:
+    """One kind of sparse training, and what came of the short ones.
 
     Attributes:
-        steps_per_epoch: Optimizer steps.
-        seconds_per_epoch: Of quantization-aware training, measured on a few steps.
-        epochs: Of each training; 0 if there is no time for one.
+        name: What tables call it.
+        bits: Of the weights' grid; None: trained in float.
+        clusters: Values in each weight; None: all that the grid has.
+        accepted: Sparsity -> trial.
+        rejected: Likewise.
     """
 
-    def __init__(self, search: Search, examples: Split):
-        self._search = search
-        self._examples = examples
-        self._model = lifting.open_model(search.problem.model)
-        size = search.training.batch_size
-        self.steps_per_epoch = examples.num_batches(batch_size=size)
-        self.seconds_per_epoch, self.epochs = self._planned()
+    name: str
+    bits: int | None
+    clusters: int | None = None
+    accepted: dict[float, Trial] = dataclasses.field(default_factory=dict)
+    rejected: dict[float, Trial] = dataclasses.field(default_factory=dict)
 
     @property
-    def seconds(self) -> float:
-        """What one training is expected to take."""
-        return self.epochs * self.seconds_per_epoch
+    def best(self) -> Trial | None:
+        """The accepted one with the most zeros."""
+        return self.accepted[max(self.accepted)] if self.accepted else None
 
     @property
-    def has_batch_norm(self) -> bool:
-        """Whether one scale per weight is ruled out."""
-        return any(
-            type(layer).__name__ == "BatchNormalization"
-            for layer in _keras.leaf_layers(self._model)
-        )
+    def bound(self) -> float | None:
+        """The fewest zeros beyond the accepted ones that were too many."""
+        low = max(self.accepted, default=0.0)
+        return min((x for x in self.rejected if x > low), default=None)
 
-    def step(self, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Returns the step that trains with some methods."""
-        settings = self._search.training
-        loss = {} if settings.loss is None else {"loss": settings.loss}
-        return {
-            "do": "train",
-            "methods": list(methods),
-            "epochs": self.epochs,
-            "batch_size": settings.batch_size,
-            "optimizer": settings.optimizer,
-            "learning_rate": settings.learning_rate,
-            "learning_rate_schedule": "cosine",
-            "steps_per_execution": _divisor(self.steps_per_epoch),
-            **loss,
-        }
+    def interval(self) -> dict[str, float]:
+        """Returns where long trainings look: `low`, `first` and `high`."""
+        low = max(self.accepted, default=_SPARSITY_LOW)
+        bound = _SPARSITY_HIGH if self.bound is None else self.bound
+        high = 1 - (1 - bound) / _BEYOND
+        first = _middle(low, bound) if self.accepted else bound
+        return {"low": low, "first": first, "high": high}
 
-    def prune(self, sparsity: float) -> dict[str, Any]:
-        """Returns pruning over all layers, under an L1 penalty."""
-        return {
-            "name": "prune",
-            "initial_sparsity": min(0.5, sparsity / 2),
-            "final_sparsity": sparsity,
-            "end_step": max(1, int(_PRUNED * self._steps)),
-            "scope": "global",
-            "sparsity_penalty": {"kind": "l1", "strength": _L1_STRENGTH},
-        }
-
-    def cluster(self, *, channel_scales: bool) -> dict[str, Any]:
-        """Returns clustering that begins where pruning has ended."""
-        return {
-            "name": "cluster",
-            "num_clusters": _CLUSTERS,
-            "begin_step": int(_CLUSTERED * self._steps),
-            "channel_scales": channel_scales,
-        }
-
-    @property
-    def _steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    def _planned(self) -> tuple[float, int]:
-        """Returns seconds of an epoch, and epochs; of an earlier run if there was one.
-
-        So a search that goes on makes the same candidates.
-        """
-        search, settings = self._search, self._search.training
-        asked = {
-            "batch_size": settings.batch_size,
-            "epochs": settings.epochs,
-            "time_budget": search.time_budget,
-        }
-        place = search.study.folder / "training_plan.json"
-        if place.exists():
-            found = json.loads(place.read_text(encoding="utf-8"))
-            if found["asked"] == asked:
-                return float(found["seconds_per_epoch"]), int(found["epochs"])
-        seconds = self._probe() * self.steps_per_epoch
-        epochs = settings.epochs
-        if epochs is None:
-            left = search.seconds_left / TRAININGS / seconds
-            epochs = int(min(_MOST_EPOCHS, max(left, 0)))
-        plan = {"asked": asked, "seconds_per_epoch": seconds, "epochs": epochs}
-        artifacts.write_json(place, plan)
-        return seconds, epochs
-
-    def _probe(self) -> float:
-        """Returns the seconds of a step."""
-        settings = self._search.training
-        size = settings.batch_size
-        inputs, labels = next(self._examples.batches(batch_size=size))
-        calibration = self._search.problem.calibration
-        methods = [QuantizeAware(representative_dataset=calibration)]
-        student = training.prepare(self._model, methods)
-        whole = self._examples.source
-        known = whole[1] if isinstance(whole, tuple) else labels
-        found = _objective.find(self._model, known, loss=settings.loss, metrics=())
-        student.compile(settings.optimizer, found.loss)
-        data = self._examples.dataset(batch_size=size)
-        student.fit(inputs, labels, batch_size=size, verbose=0, callbacks=methods)
-        start = time.perf_counter()
-        steps = min(_PROBE_STEPS, self.steps_per_epoch)
-        few = data.take(steps)
-        student.fit(few, shuffle=False, verbose=0, callbacks=methods)
-        return (time.perf_counter() - start) / steps
-
-
-def open_trainer(search: Search) -> Trainer | None:
-    """Returns a trainer; None, with a note, if nothing can or need be trained."""
-    examples = search.problem.train
-    if examples is None:
-        search.notes.append("Nothing is trained: there are no training examples.")
-        return None
-    try:
-        trainer = Trainer(search, examples.train)
-    except (TfoptError, ValueError) as error:
-        search.notes.append(f"Nothing is trained: {error}")
-        return None
-    if trainer.epochs < 1:
-        search.notes.append(
-            f"Nothing is trained: an epoch takes {trainer.seconds_per_epoch:.0f} s, "
-            f"and {max(search.seconds_left, 0):.0f} s are left for {TRAININGS} "
-            "trainings."
-        )
-        return None
-    return trainer
+    def expected_cost(self, search: Search) -> float:
+        """Returns the size at the very edge of the budget, between two trials."""
+        fine = self.best
+        if fine is None or fine.figures is None:
+            return float("inf")
+        size = _judging.cost(fine.figures, search.objective)
+        beyond = None if self.bound is None else self.rejected[self.bound]
+        if beyond is None or beyond.figures is None:
+            return size
+        drops = search.drop(fine), search.drop(beyond)
+        if not drops[0] <= search.budget < drops[1] < float("inf"):
+            return size
+        share = (search.budget - drops[0]) / (drops[1] - drops[0])
+        other = _judging.cost(beyond.figures, search.objective)
+        return float(size * (other / size) ** share)
 
 
 def fine_tuned(search: Search, trainer: Trainer, low_bit: bool) -> None:
     """Trains candidates, as far as the time goes, for the objective."""
+    planned = trainer.schedule
+    later = f", then of {planned.long}" if planned.long else ""
+    search.note(
+        f"An epoch of training takes about {trainer.seconds_per_epoch:.2g} s: "
+        f"trainings of {_epochs(planned.short)}{later}."
+    )
     if search.objective == "size":
-        _for_size(search, trainer, low_bit)
+        _for_size(search, trainer, low_bit and "low_bit" in search.methods)
     else:
         _for_speed(search, trainer)
 
 
 def _for_size(search: Search, trainer: Trainer, low_bit: bool) -> None:
-    methods = search.methods
-    if "prune" in methods:
-        name = "trained to 0.8 zeros"
-        step = trainer.step([trainer.prune(0.8)])
-        _timed(search, trainer, name, [step, best_conversion(search)])
-    if "quantize_aware" not in methods:
-        return
-    if "prune" not in methods:
-        _quantize_aware(search, trainer)
-        return
-    bits = 4 if low_bit and "low_bit" in methods else 8
-    smallest = search.bisect(
-        functools.partial(_sparse, search, trainer, bits, None),
-        **_interval(0.9, trainer),
-    )
-    first = 0.9 if smallest is None else _sparsity_of(smallest)
-    if "cluster" in methods:
-        search.bisect(
-            functools.partial(_sparse, search, trainer, 8, _CLUSTERS),
-            **_interval(first, trainer),
+    lines = _lines(search, low_bit)
+    interval = {
+        "low": _SPARSITY_LOW,
+        "high": _SPARSITY_HIGH,
+        "first": _SPARSITY_FIRST,
+    }
+    for line, tries in zip(lines, _SHORT_TRIES, strict=False):
+        attempt = functools.partial(
+            _sparse, search, trainer, line, trainer.schedule.short
         )
-    if smallest is None:
+        search.bisect(attempt, **interval, tries=tries, relative=True)
+        if line.accepted:  # the next line is not far from there
+            first = max(line.accepted)
+            low, high = 1 - 2 * (1 - first), 1 - (1 - first) / 2
+            interval = {"low": low, "high": high, "first": first}
+    if "quantize_aware" in search.methods and not any(x.accepted for x in lines):
         _quantize_aware(search, trainer)
+    if trainer.schedule.long and lines:
+        _at_the_front(search, trainer, lines)
+
+
+def _lines(search: Search, low_bit: bool) -> list[Line]:
+    if "prune" not in search.methods:
+        return []
+    if "quantize_aware" not in search.methods:
+        return [Line("all values", None)]
+    bits = 4 if low_bit else 8
+    found = [Line(f"{bits} bits", bits)]
+    if "cluster" in search.methods:
+        found.append(Line(f"{_CLUSTERS} clusters", 8, _CLUSTERS))
+    return found
+
+
+def _at_the_front(search: Search, trainer: Trainer, lines: list[Line]) -> None:
+    """Trains for long: each line once that may win, then the one that leads."""
+    expected = {line.name: line.expected_cost(search) for line in lines}
+    lines = sorted(lines, key=lambda line: expected[line.name])
+    least = expected[lines[0].name]
+    racing = [x for x in lines if x is lines[0] or expected[x.name] <= _CLOSE * least]
+    costs: list[float] = []
+    intervals = []
+    for line in racing:
+        found = line.interval()
+        trial = _sparse(search, trainer, line, trainer.schedule.long, found["first"])
+        if trial is None:
+            break
+        is_fine = search.is_accepted(trial)
+        found["low" if is_fine else "high"] = found["first"]
+        found["first"] = _middle(found["low"], found["high"])
+        intervals.append(found)
+        figures = trial.figures if is_fine else None
+        infinite = float("inf")
+        cost = _judging.cost(figures, search.objective) if figures else infinite
+        costs.append(cost)
+    if len(costs) < len(racing):
+        return
+    leading = min(range(len(costs)), key=costs.__getitem__)
+    line, interval = racing[leading], intervals[leading]
+    search.note(
+        f"{line.name} lead after a long training each: others go on from "
+        f"{interval['first']:g} zeros."
+        if len(racing) > 1
+        else f"Long trainings go on from {interval['first']:g} zeros."
+    )
+    attempt = functools.partial(_sparse, search, trainer, line, trainer.schedule.long)
+    search.bisect(attempt, **interval, tries=_LONG_TRIES, relative=True)
+
+
+def _middle(low: float, high: float) -> float:
+    """Returns the fraction in between by the logarithm of what is left."""
+    return round(1 - math.sqrt((1 - low) * (1 - high)), 4)
+
+
+def _sparse(
+    search: Search, trainer: Trainer, line: Line, epochs: int, sparsity: float
+) -> Trial | None:
+    """Trains for zeros, few values and integers at once."""
+
+    def candidate(epochs: int) -> tuple[str, list[dict[str, Any]]]:
+        methods = [*_distilled(search), trainer.prune(sparsity, epochs)]
+        last = convert(**INT8)
+        if line.bits is None:
+            last = best_conversion(search)
+        else:
+            per_channel = line.clusters is None or trainer.has_batch_norm
+            quantize = {"name": "quantize_aware", "weight_bits": line.bits}
+            methods.insert(0, {**quantize, "per_channel": per_channel})
+            if line.clusters is not None:
+                cluster = trainer.cluster(
+                    line.clusters, epochs, channel_scales=per_channel
+                )
+                methods.append(cluster)
+        kind = last["quantization"]
+        name = f"trained for {kind}, {sparsity:g} zeros, {line.name}"
+        return f"{name}, {_epochs(epochs)}", [trainer.step(methods, epochs), last]
+
+    trial = _trained(search, trainer, candidate, epochs)
+    if trial is not None and epochs == trainer.schedule.short:
+        found = line.accepted if search.is_accepted(trial) else line.rejected
+        found[sparsity] = trial
+    return trial
 
 
 def _for_speed(search: Search, trainer: Trainer) -> None:
     int8_is_fine = best_conversion(search)["quantization"] == "int8"
     if "quantize_aware" in search.methods and not int8_is_fine:
         _quantize_aware(search, trainer)
-    if "remove_channels" not in search.methods:
-        return
+    if "remove_channels" in search.methods:
+        Channels(search, trainer).run()
 
-    def attempt(fraction: float) -> Trial:
+
+class Channels:
+    """The search for the fewest channels."""
+
+    def __init__(self, search: Search, trainer: Trainer):
+        self._search = search
+        self._trainer = trainer
+        # Shapes of weights and epochs -> trial.
+        self._known: dict[tuple[str, int], Trial] = {}
+        self._rejected: set[float] = set()
+        self._accepted: set[float] = {0.0}
+
+    def run(self) -> None:
+        """Looks with short trainings, then gives what just failed a long one."""
+        planned = self._trainer.schedule
+        options: dict[str, Any] = {"high": 0.95, "tries": _CHANNEL_TRIES}
+        self._search.bisect(
+            functools.partial(self._attempt, planned.short),
+            low=0.0,
+            first=0.5,
+            **options,
+        )
+        best = max(self._accepted)
+        beyond = [fraction for fraction in self._rejected if fraction > best]
+        self._search.note(
+            f"After short trainings, {best:.0%} of the channels can be spared"
+            + (f", {min(beyond):.0%} cannot." if beyond else "; no more was tried.")
+        )
+        if beyond and planned.long:
+            attempt = functools.partial(self._attempt, planned.long)
+            self._search.bisect(attempt, low=best, first=min(beyond), **options)
+
+    def _attempt(self, epochs: int, fraction: float) -> Trial | None:
+        search = self._search
         remove = {"do": "remove_channels", "sparsity": fraction, "round_to": 4}
-        methods: list[dict[str, Any]] = []
-        if "quantize_aware" in search.methods:
-            methods.append({"name": "quantize_aware"})
-        methods += _distilled(search)
-        last = convert(**INT8) if methods else best_conversion(search)
-        name = f"{fraction:.0%} of the channels removed, trained for int8"
-        steps = [remove, trainer.step(methods), last]
-        return search.attempt(name, steps, parent=search.study.baseline)
+        shapes = self._shapes(remove)
+        for length in (self._trainer.schedule.short, epochs):
+            known = self._known.get((shapes, length))
+            # Fractions that remove the same; what failed may do so for being short.
+            if known and (length == epochs or search.is_accepted(known)):
+                return self._noted(fraction, known)
 
-    search.bisect(
-        attempt,
-        low=0.0,
-        high=0.95,
-        first=0.5,
-        tries=_CHANNEL_TRIES,
-        seconds=trainer.seconds,
-    )
+        def candidate(epochs: int) -> tuple[str, list[dict[str, Any]]]:
+            methods: list[dict[str, Any]] = []
+            if "quantize_aware" in search.methods:
+                methods.append({"name": "quantize_aware"})
+            methods += _distilled(search)
+            last = convert(**INT8) if methods else best_conversion(search)
+            name = f"{fraction:.0%} of the channels removed, {_epochs(epochs)}"
+            return name, [remove, self._trainer.step(methods, epochs), last]
+
+        trial = _trained(search, self._trainer, candidate, epochs)
+        if trial is not None:
+            self._known[shapes, epochs] = trial
+            self._noted(fraction, trial)
+        return trial
+
+    def _noted(self, fraction: float, trial: Trial) -> Trial:
+        fine = self._search.is_accepted(trial)
+        (self._accepted if fine else self._rejected).add(fraction)
+        return trial
+
+    def _shapes(self, remove: dict[str, Any]) -> str:
+        options = {key: value for key, value in remove.items() if key != "do"}
+        try:
+            removal = surgery.remove_channels_with_report(
+                self._trainer.model, seed=self._search.study.seed, **options
+            )
+        except (TfoptError, ValueError):
+            return str(options)  # the trial will say why
+        return str([weight.shape for weight in removal.model.get_weights()])
 
 
 def _quantize_aware(search: Search, trainer: Trainer) -> None:
-    methods = [{"name": "quantize_aware"}, *_distilled(search)]
-    steps = [trainer.step(methods), convert(**INT8)]
-    _timed(search, trainer, "trained for int8", steps)
+    """Trains for int8 alone; for long, if a short training doesn't do."""
+
+    def candidate(epochs: int) -> tuple[str, list[dict[str, Any]]]:
+        methods = [{"name": "quantize_aware"}, *_distilled(search)]
+        name = f"trained for int8, {_epochs(epochs)}"
+        return name, [trainer.step(methods, epochs), convert(**INT8)]
+
+    planned = trainer.schedule
+    trial = _trained(search, trainer, candidate, planned.short)
+    if trial is not None and not search.is_accepted(trial) and planned.long:
+        _trained(search, trainer, candidate, planned.long)
 
 
-def _sparse(
-    search: Search, trainer: Trainer, bits: int, clusters: int | None, sparsity: float
-) -> Trial:
-    """Trains for zeros, few values and integers at once."""
-    per_channel = clusters is None or trainer.has_batch_norm
-    quantize = {
-        "name": "quantize_aware",
-        "weight_bits": bits,
-        "per_channel": per_channel,
-    }
-    methods = [quantize, *_distilled(search), trainer.prune(sparsity)]
-    if clusters is not None:
-        methods.append(trainer.cluster(channel_scales=per_channel))
-    grid = f"{bits} bits" if clusters is None else f"{clusters} clusters"
-    name = f"trained for int8, {sparsity:g} zeros, {grid}"
-    steps = [trainer.step(methods), convert(**INT8)]
-    return search.attempt(name, steps, parent=search.study.baseline)
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _distilled(search: Search) -> list[dict[str, Any]]:
@@ -266,32 +310,31 @@ def _distilled(search: Search) -> list[dict[str, Any]]:
     return [{"name": "distill"}] if wanted else []
 
 
-def _timed(
-    search: Search, trainer: Trainer, name: str, steps: list[dict[str, Any]]
-) -> None:
-    if search.seconds_left < trainer.seconds:
-        search.notes.append(f"Left out for lack of time: {name}.")
-        return
-    search.attempt(name, steps, parent=search.study.baseline)
+def _trained(
+    search: Search, trainer: Trainer, candidate: _Candidate, epochs: int
+) -> Trial | None:
+    """Trains a candidate if there is time; a long one, at the end, for less epochs.
 
-
-def _interval(first: float, trainer: Trainer) -> dict[str, Any]:
-    return {
-        "low": 0.5,
-        "high": 0.99,
-        "first": first,
-        "tries": _SPARSITY_TRIES,
-        "seconds": trainer.seconds,
-    }
-
-
-def _sparsity_of(trial: Trial) -> float:
-    train = next(step for step in trial.recipe.steps if step.do == "train")
-    named = {item["name"]: item for item in train.options["methods"]}
-    return float(named["prune"]["final_sparsity"])
-
-
-def _divisor(steps: int) -> int:
-    """Returns the most steps that one call can make without crossing an epoch."""
-    most = min(_MOST_STEPS_PER_EXECUTION, steps)
-    return max(number for number in range(1, most + 1) if steps % number == 0)
+    What has been begun goes on in any case.
+    """
+    name, steps = candidate(epochs)
+    recipe = search.recipe(name, steps)
+    if not search.study.is_begun(recipe):
+        fewest = epochs
+        if epochs == trainer.schedule.long:
+            fewest = max(epochs // 2, trainer.schedule.short + 1)
+        epochs = search.kept(
+            "epochs",
+            functools.partial(trainer.fitting, epochs),
+            recipe=recipe.digest(),
+            time_budget=search.time_budget,
+            budget=search.budget,
+            objective=search.objective,
+        )
+        if epochs < fewest:
+            search.note(f"Left out for lack of time: {name}.")
+            return None
+        name, steps = candidate(epochs)
+    trial = search.attempt(name, steps, parent=search.study.baseline)
+    trainer.learn(trial, epochs)
+    return trial

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from tfopt import artifacts
 from tfopt.optimizing._measuring import BASELINE, Figures, Judge
@@ -77,7 +81,7 @@ class Study:
         folder: Where the trials of this task are.
         judge: Measures files.
         trials: Those that were run or found, by key.
-        spent: Seconds that they took, also those of earlier runs.
+        found_seconds: What those took that an earlier call has made.
     """
 
     def __init__(
@@ -92,14 +96,14 @@ class Study:
     ):
         self.problem = problem
         self.trials: dict[str, Trial] = {}
-        self.spent = 0.0
+        self.found_seconds = 0.0
         self.seed = seed
         self._teacher = teacher
         first = folder / "baseline" / _file_of(baseline)
         first.parent.mkdir(parents=True, exist_ok=True)
         baseline.apply(problem.model, first, representative_dataset=problem.calibration)
         identity = first.read_bytes() if first.is_file() else _digest(first)
-        self.folder = folder / problem.fingerprint(identity)
+        self.folder = folder / problem.fingerprint(identity + _identity(teacher))
         self.judge = Judge(problem, first, output)
         self.baseline = self.run(baseline)
         if self.baseline.figures is None:
@@ -117,11 +121,47 @@ class Study:
         folder = self.folder / key
         trial = _read(folder)
         if trial is None:
-            _LOGGER.info("trying %s", recipe)
+            _LOGGER.info("trying %s", recipe.name or recipe)
+            _LOGGER.debug("%s", recipe)
             trial = self._make(recipe, folder, parent)
+        else:
+            self.found_seconds += trial.seconds
         self.trials[key] = trial
-        self.spent += trial.seconds
         return trial
+
+    def is_begun(self, recipe: Recipe) -> bool:
+        """Whether a trial, or a training for it, is there already."""
+        stages = self.folder / "stages"
+        begun = (
+            f"{position}_{recipe.digest(steps=position + 1)}"
+            for position, step in enumerate(recipe.steps)
+            if step.do == "train"
+        )
+        return (self.folder / recipe.digest()).exists() or any(
+            (stages / name).exists() for name in begun
+        )
+
+    def adopt(self, is_wanted: Callable[[Recipe], bool]) -> int:
+        """Takes over what earlier searches of the same task have tried besides.
+
+        Args:
+            is_wanted: Whether a recipe may be used.
+
+        Returns:
+            How many trials they are.
+        """
+        count = 0
+        found = self.folder.glob(f"*/{_FILE}")
+        for place in sorted(found, key=lambda path: path.stat().st_mtime):
+            key = place.parent.name
+            # Those that are being made have names with a dot.
+            if key.startswith(".") or key in self.trials:
+                continue
+            trial = _read(place.parent)
+            if trial is not None and is_wanted(trial.recipe):
+                self.trials[key] = trial
+                count += 1
+        return count
 
     def _make(
         self, recipe: Recipe, folder: pathlib.Path, parent: Trial | None
@@ -198,6 +238,21 @@ def _damaged(folder: pathlib.Path, error: Exception) -> TfoptError:
 
 def _file_of(recipe: Recipe) -> str:
     return "model.tflite" if recipe.target == "tflite" else "model"
+
+
+def _identity(teacher: Any) -> bytes:
+    """Tells teachers apart: what they teach is part of every trial."""
+    if teacher is None:
+        return b""
+    if isinstance(teacher, (str, os.PathLike)):
+        is_there = os.path.exists(teacher)  # else reading it says what is wrong
+        return artifacts.sha256(teacher).encode() if is_there else b"missing"
+    if not hasattr(teacher, "get_weights"):
+        return type(teacher).__name__.encode()
+    digest = hashlib.sha256()
+    for weight in teacher.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.digest()
 
 
 def _digest(folder: pathlib.Path) -> bytes:
