@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tfopt.types import TfoptError
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _LOCK_FILE = ".tfopt.lock"
+# Temporary folders are locked as long as their process lives, and nobody else's.
+_PRIVATE = re.compile(r"\.?tfopt-([0-9a-f]{16}\.)?[0-9a-f]{8}\.[a-z0-9_]{8}")
 # What says that a file system knows no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
@@ -122,7 +125,8 @@ def locked(*folders: str | os.PathLike[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         # In one order, so that two processes never wait for each other.
         for name in sorted({os.path.realpath(folder) for folder in folders}):
-            stack.enter_context(_holding(name))
+            if not _PRIVATE.fullmatch(os.path.basename(name)):
+                stack.enter_context(_holding(name))
         yield
 
 

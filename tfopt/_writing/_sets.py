@@ -144,7 +144,9 @@ class AtomicSet:
         for member in streams:
             _pour(member)
         parents = {member.final.parent for member in placed}
-        with _locks.locked(*parents):
+        # Putting one file in place is one step already.
+        several = len(placed) > 1 or any(m.temporary.is_dir() for m in placed)
+        with _locks.locked(*(parents if several else ())):
             for member in placed:
                 if not member.goes:
                     _replacing.check(member.temporary, member.final)
