@@ -40,7 +40,7 @@ class Rule:
 RULES = {
     "__init__": Rule(),
     "types": Rule("numpy"),
-    "artifacts": Rule("", "", "types _writing"),
+    "artifacts": Rule("", "", "types _writing _json_files"),
     "_writing": Rule("", "", "types"),
     "schedules": Rule("", "", "types"),
     "packing": Rule("", "zstandard", "types artifacts"),
@@ -49,14 +49,15 @@ RULES = {
     "runner": Rule(
         "numpy ai_edge_litert",
         "rich",
-        "types artifacts tflite_file tflite_schema _array_files",
+        "types artifacts tflite_file tflite_schema _array_files _json_files _processes",
     ),
     "benchmark": Rule(
         "numpy",
         "tensorflow",
-        "types artifacts tflite_file runner data report _keras savedmodel",
+        "types artifacts tflite_file runner data report _keras savedmodel _trust"
+        " _processes",
     ),
-    "comparison": Rule("numpy", "", "types artifacts data benchmark report"),
+    "comparison": Rule("numpy", "", "types artifacts data benchmark report _trust"),
     "tflite_file": Rule(
         "numpy flatbuffers ai_edge_litert", "", "types affine tflite_schema"
     ),
@@ -65,6 +66,7 @@ RULES = {
     "report": Rule("numpy", "rich matplotlib", "types artifacts runner benchmark"),
     "data": Rule("numpy", "tensorflow", "types _array_files"),
     "_array_files": Rule("numpy"),
+    "_json_files": Rule(),
     "savedmodel": Rule(
         "numpy google google_crc32c", "ml_dtypes", "types artifacts _trust"
     ),
@@ -72,7 +74,7 @@ RULES = {
         "numpy tensorflow",
         "",
         # Teachers may be `.tflite` files.
-        "_keras _samples schedules masks affine types runner tflite_file",
+        "_keras _samples schedules masks affine types runner tflite_file savedmodel",
     ),
     "_keras": Rule(
         "numpy tensorflow",
@@ -80,64 +82,74 @@ RULES = {
         "types artifacts affine _child _trust savedmodel",
     ),
     "freezing": Rule(
-        "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
+        "numpy tensorflow",
+        "google ml_dtypes",
+        "types artifacts savedmodel _keras _trust _processes",
     ),
     "grappler": Rule(
         "numpy tensorflow",
         "google",
-        "types artifacts savedmodel freezing benchmark report",
+        "types artifacts savedmodel freezing benchmark report _trust _processes",
     ),
     "checkpoint": Rule(
-        "numpy tensorflow", "google ml_dtypes", "types artifacts savedmodel _keras"
+        "numpy tensorflow",
+        "google ml_dtypes",
+        "types artifacts savedmodel _keras _trust _json_files",
     ),
     "transforms": Rule(
         "numpy tensorflow",
         "google ml_dtypes rich",
-        "types artifacts affine masks savedmodel freezing _signatures",
+        "types artifacts affine masks savedmodel freezing _signatures _trust"
+        " _processes",
     ),
     "conversion": Rule(
         "numpy tensorflow ai_edge_litert",
         "",
         "types artifacts affine tflite_file runner savedmodel freezing data inspection"
-        " micro _keras _samples",
+        " micro _keras _samples _trust _processes",
     ),
     "finetuning": Rule(
         "numpy",
         "rich",
         "types artifacts data report runner analysis training methods conversion"
-        " tfmot _keras _child lifting recipe",
+        " tfmot _keras _child lifting recipe _trust _json_files",
     ),
     "recipe": Rule(
         "numpy",
         "",
-        "types artifacts _signatures _keras conversion finetuning grappler lifting"
-        " methods pruning surgery transforms",
+        "types artifacts _signatures _json_files _keras conversion finetuning grappler"
+        " lifting methods pruning surgery transforms",
     ),
     "optimizing": Rule(
         "numpy tensorflow",
         "",
         "types artifacts data report runner benchmark comparison inspection recipe"
-        " quantization finetuning lifting training methods conversion _keras",
+        " quantization finetuning lifting training methods conversion _keras"
+        " surgery savedmodel _trust _json_files",
     ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
-    "lifting": Rule("numpy tensorflow", "google", "types freezing _keras"),
+    "lifting": Rule(
+        "numpy tensorflow", "google", "types freezing _keras _trust savedmodel"
+    ),
     "training": Rule("", "", "types _keras lifting methods"),
-    "pruning": Rule("numpy", "", "types artifacts masks _keras methods"),
+    "pruning": Rule("numpy", "", "types artifacts masks _keras methods _json_files"),
     "micro": Rule("numpy", "", "types artifacts inspection tflite_file"),
     "inspection": Rule(
         "numpy",
         "tensorflow rich",
-        "types artifacts report tflite_file savedmodel freezing _keras analysis data",
+        "types artifacts report tflite_file savedmodel freezing _keras analysis data"
+        " _trust",
     ),
     "analysis": Rule(
         "numpy",
         "tensorflow",
-        "types artifacts tflite_file _keras pruning quantization",
+        "types artifacts tflite_file _keras pruning quantization _trust",
     ),
     "quantization": Rule(
         "numpy",
         "matplotlib",
-        "types artifacts affine report tflite_file conversion data _keras _samples",
+        "types artifacts affine report tflite_file conversion data _keras _samples"
+        " _json_files",
     ),
     "tfmot": Rule(
         "",
@@ -145,11 +157,12 @@ RULES = {
         "types _keras artifacts",
     ),
     "_flags": Rule("absl", "rich", "_quiet _signatures artifacts types"),
-    "_child": Rule("absl", "", "types artifacts"),
+    "_child": Rule("absl", "", "types artifacts _trust _processes"),
     "_quiet": Rule(),
     "_trust": Rule(),
     "_signatures": Rule(),
     "_samples": Rule("numpy", "", "types data"),
+    "_processes": Rule("", "", "artifacts"),
     "tools": Rule("absl", "", "_flags"),
 }
 # Modules that work where there is no TensorFlow.
@@ -162,6 +175,9 @@ LIGHT = (
         "data",
         "savedmodel",
         "_flags",
+        "_array_files",
+        "_json_files",
+        "_processes",
         "_quiet",
         "_samples",
         "_signatures",

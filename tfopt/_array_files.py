@@ -172,7 +172,10 @@ def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], Any]:
             f"{text[:100]!r}"
         )
     matches = {key: match[key] for key, match in values.items() if match}
-    dtype = np.dtype(matches["descr"])
+    try:
+        dtype = np.dtype(matches["descr"])
+    except TypeError as error:
+        raise Unreadable(str(error)) from error
     shape = tuple(int(size) for size in matches["shape"].split(",") if size.strip())
     if dtype.kind not in _NUMBERS or len(shape) > _MOST_AXES:
         raise Unreadable(f"it holds {dtype} of {len(shape)} axes")

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfopt import _json_files
 from tfopt._writing import (
     AtomicSet,
     atomic_path,
@@ -313,15 +314,13 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         TfoptError: The file is not a manifest.
     """
     try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = _json_files.make(dict[str, Any], _json_files.read(path))
+    except (FileNotFoundError, _json_files.Damaged) as error:
         raise TfoptError(
             "Cannot read the manifest. Expected a JSON file written by "
             f"`write_manifest`. Received: path={os.fspath(path)!r} ({error})"
         ) from error
-    if not isinstance(content, dict) or not {"path", "format", "sha256"} <= set(
-        content
-    ):
+    if not {"path", "format", "sha256"} <= set(content):
         raise TfoptError(
             "Not a tfopt manifest. Expected the keys path, format and sha256. "
             f"Received: path={os.fspath(path)!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pathlib
@@ -15,6 +16,13 @@ from tfopt.types import Artifact, TfoptError
 
 _ARCHIVE = ".tar.zst"
 _FILE = ".zst"
+# What entries with such names, or for one place, lead to.
+_IMPOSSIBLE_NAMES = frozenset(
+    {
+        *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+        *(errno.EILSEQ, errno.EINVAL, errno.ELOOP),
+    }
+)
 
 
 def pack(
@@ -123,12 +131,12 @@ def unpack(
             zstandard.ZstdDecompressor().stream_reader(file) as stream,
         ):
             if is_archive:
-                _extract(stream, temporary)
+                _extract(stream, temporary, source)
             else:
                 with temporary.open("wb") as plain:
                     shutil.copyfileobj(stream, plain)
                 _check_size(source, temporary)
-    except (zstandard.ZstdError, tarfile.TarError, EOFError) as error:
+    except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError) as error:
         raise TfoptError(
             "The archive is damaged. Expected an intact file, written by `tfopt.pack`. "
             f"Received: path={os.fspath(path)!r} ({error})"
@@ -189,7 +197,7 @@ def _check_size(archive: pathlib.Path, plain: pathlib.Path) -> None:
         raise EOFError(f"{plain.stat().st_size} bytes of {expected}")
 
 
-def _extract(stream: Any, target: pathlib.Path) -> None:
+def _extract(stream: Any, target: pathlib.Path, source: pathlib.Path) -> None:
     target.mkdir()
     root = target.resolve()
     with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -198,16 +206,30 @@ def _extract(stream: Any, target: pathlib.Path) -> None:
             if not place.is_relative_to(root) or not (info.isfile() or info.isdir()):
                 raise TfoptError(
                     "The archive holds more than files and folders below it. Expected "
-                    f"one written by `tfopt.pack`. Received: entry {info.name!r}"
+                    "one written by `tfopt.pack`. Received: entry "
+                    f"{info.name[:200]!r} in path={os.fspath(source)!r}"
                 )
-            if info.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            content = archive.extractfile(info)
-            if content is not None:
-                with place.open("wb") as file:
-                    shutil.copyfileobj(content, file)
+            try:
+                _extract_one(archive, info, place)
+            except OSError as error:
+                if error.errno not in _IMPOSSIBLE_NAMES:
+                    raise
+                raise tarfile.TarError(
+                    f"{error.strerror}: {info.name[:200]!r}"
+                ) from error
+
+
+def _extract_one(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, place: pathlib.Path
+) -> None:
+    if info.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    content = archive.extractfile(info)
+    if content is not None:
+        with place.open("xb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def _zstandard() -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
 import re
 from typing import Any, Literal
 
-from tfopt import _keras, artifacts
+from tfopt import _json_files, _keras, artifacts
 from tfopt import checkpoint as checkpoints
 from tfopt.checkpoint import writing
 from tfopt.checkpoint.writing import StoredDtype
@@ -19,6 +18,15 @@ _Callback: Any = _keras.callback_class()
 
 STATE_FILE = "light_checkpoint.json"
 _VERSION = 1
+_ENTRY = dict[str, int | float | None]
+_STATE: dict[str, Any] = {
+    "version": int,
+    "next_number": int,
+    "monitor": list[str] | None,
+    "checkpoints": list[_ENTRY],
+    "best": _ENTRY | None,
+    "removing": list[int],
+}
 # Of metrics by name: which way is better. Others need `mode`.
 _UP = re.compile(r"acc|auc|precision|recall|f1|iou|dice|r2|top_?k|map\b")
 _DOWN = re.compile(r"loss|error|mse|mae|rmse|perplexity|divergence")
@@ -180,7 +188,11 @@ class LightCheckpoint(_Callback):
         better = (
             value is not None
             and not math.isnan(value)
-            and (best is None or self._is_better(value, best["value"]))
+            and (
+                best is None
+                or best["value"] is None  # it was infinite
+                or self._is_better(value, best["value"])
+            )
         )
         if self.save_best_only and not better:
             return
@@ -268,11 +280,18 @@ def read_state(directory: str | os.PathLike[str]) -> dict[str, Any]:
             "removing": [],
         }
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["version"] != _VERSION:
-            raise ValueError(f"version {state['version']}")
+        state = _json_files.make(dict[str, Any], _json_files.read(path))
+        if state.get("version") != _VERSION:
+            raise _json_files.Damaged(f"version {state.get('version')!r:.80}")
+        state = {
+            name: _json_files.make(kind, state.get(name), where=f".{name}")
+            for name, kind in _STATE.items()
+        }
+        saved = [*state["checkpoints"], *([state["best"]] if state["best"] else [])]
+        if any(not {"number", "step", "value"} <= set(entry) for entry in saved):
+            raise _json_files.Damaged("a checkpoint without number, step or value")
         return state
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, _json_files.Damaged) as error:
         raise TfoptError(
             "Cannot read the state of the light checkpoints. Expected a file written "
             "by LightCheckpoint; remove it to start anew (numbering goes on). "

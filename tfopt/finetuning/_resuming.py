@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _json_files, artifacts
 from tfopt.methods._base import Method
 from tfopt.types import TfoptError
 
 _LOGGER = logging.getLogger(__name__)
 _WEIGHTS = "training.weights.h5"
 _STATE = "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What stands in the file: complete epochs, and the digest of the settings."""
+
+    epochs: int
+    settings: str
 
 
 class Backup:
@@ -46,27 +54,39 @@ class Backup:
         Raises:
             TfoptError: The state is damaged.
         """
-        file = self.folder / _STATE
-        if not file.is_file():
+        state = self._read()
+        if state is None:
+            return 0
+        if state.settings != self._digest:
+            _LOGGER.warning(
+                "%s holds the state of a training with other settings; starting anew.",
+                self.folder,
+            )
             return 0
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-            if state["settings"] != self._digest:
-                _LOGGER.warning(
-                    "%s holds the state of a training with other settings; starting "
-                    "anew.",
-                    self.folder,
-                )
-                return 0
             model.optimizer.build(model.trainable_variables)
             model.load_weights(self.folder / _WEIGHTS)
-        except (OSError, ValueError, KeyError) as error:
-            raise TfoptError(
-                "Cannot continue the interrupted training. Expected its state; delete "
-                f"the folder to start anew. Received: {self.folder} ({error})"
-            ) from error
-        self.epochs = int(state["epochs"])
+        except (OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+            raise self._damaged(error) from error
+        self.epochs = state.epochs
         return self.epochs
+
+    def _read(self) -> _State | None:
+        try:
+            state = _json_files.make(_State, _json_files.read(self.folder / _STATE))
+            if state.epochs < 0:
+                raise _json_files.Damaged(f"{state.epochs} epochs")
+        except FileNotFoundError:
+            return None
+        except _json_files.Damaged as error:
+            raise self._damaged(error) from error
+        return state
+
+    def _damaged(self, error: Exception) -> TfoptError:
+        return TfoptError(
+            "Cannot continue the interrupted training. Expected its state; delete "
+            f"the folder to start anew. Received: {self.folder} ({error})"
+        )
 
     def save(self, model: Any, epochs: int) -> None:
         """Writes the state after a number of epochs."""

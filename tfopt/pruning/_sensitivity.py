@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import glob
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import _keras, artifacts, masks
+from tfopt import _json_files, _keras, artifacts, masks
 from tfopt._keras import variables
 from tfopt.methods import _scores, _targets
 
@@ -94,18 +93,24 @@ class Sensitivity:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: The file is of another kind.
+            ValueError: The file is of another kind, or damaged.
         """
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+        try:
+            data = _json_files.read(path)
+            if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+                raise _json_files.Damaged(f"its format is not {_FORMAT}")
+            data.pop("version", None)
+            found = _json_files.make(cls, data)
+            if found.values.keys() != found.sizes.keys() or any(
+                len(row) != len(found.sparsities) for row in found.values.values()
+            ):
+                raise _json_files.Damaged("values, sizes and sparsities differ")
+        except (_json_files.Damaged, FileNotFoundError) as error:
             raise ValueError(
-                f"Not a file of Sensitivity.save. Received: path={os.fspath(path)!r}"
-            )
-        del data["version"]
-        data["sparsities"] = tuple(data["sparsities"])
-        data["values"] = {name: tuple(row) for name, row in data["values"].items()}
-        return cls(**data)
+                f"Not a file of Sensitivity.save. Received: path={os.fspath(path)!r} "
+                f"({error})"
+            ) from error
+        return found
 
     def __str__(self) -> str:
         """Returns a table, one line per tensor."""

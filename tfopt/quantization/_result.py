@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import math
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tfopt import artifacts
+from tfopt import _json_files, artifacts
 from tfopt.quantization import _plot
 from tfopt.report import Column, Report, Table
 
@@ -104,19 +103,6 @@ class Layer:
     constant_bytes: int
     constants: Mapping[str, Constant] = dataclasses.field(default_factory=dict)
     outputs: Range | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Layer:
-        """Makes one of what `dataclasses.asdict` returned."""
-        constants = content.get("constants", {})
-        outputs = content.get("outputs")
-        return cls(
-            operators=tuple(content["operators"]),
-            macs=content["macs"],
-            constant_bytes=content["constant_bytes"],
-            constants={key: Constant(**item) for key, item in constants.items()},
-            outputs=None if outputs is None else Range(**outputs),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,32 +231,19 @@ class QuantizationSensitivity:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: The file is of another kind.
+            ValueError: The file is of another kind, or damaged.
         """
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        try:
+            data = _json_files.read(path)
+            if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+                raise _json_files.Damaged(f"its format is not {_FORMAT}")
+            data.pop("version", None)
+            return _json_files.make(cls, data)
+        except (_json_files.Damaged, FileNotFoundError) as error:
             raise ValueError(
                 "Not a file of QuantizationSensitivity.save. "
-                f"Received: path={os.fspath(path)!r}"
-            )
-        scores = {
-            mode: {
-                method: {name: Score(**score) for name, score in row.items()}
-                for method, row in data[mode].items()
-            }
-            for mode in ("alone", "restored")
-        }
-        return cls(
-            metric=data["metric"],
-            higher_is_better=data["higher_is_better"],
-            baseline=data["baseline"],
-            layers={
-                name: Layer.from_json(item) for name, item in data["layers"].items()
-            },
-            whole={name: Score(**score) for name, score in data["whole"].items()},
-            **scores,
-        )
+                f"Received: path={os.fspath(path)!r} ({error})"
+            ) from error
 
     def _data(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

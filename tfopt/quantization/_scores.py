@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _json_files, artifacts
 from tfopt.quantization._result import Score
 
 _FORMAT = "tfopt.scores"
@@ -54,16 +53,16 @@ class ScoreFile:
 
     def _read(self, path: pathlib.Path) -> dict[str, Score]:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["format"] != _FORMAT:
-                raise KeyError("format")
-            scores = {key: Score(**item) for key, item in data["scores"].items()}
-        except (ValueError, KeyError, TypeError) as error:
+            data = _json_files.make(dict[str, Any], _json_files.read(path))
+            if data.get("format") != _FORMAT:
+                raise _json_files.Damaged(f"its format is not {_FORMAT}")
+            scores = _json_files.make(dict[str, Score], data.get("scores"))
+        except _json_files.Damaged as error:
             raise ValueError(
                 "Not a file of scores. Expected one that `sensitivity` wrote, or none. "
-                f"Received: cache={os.fspath(path)!r}"
+                f"Received: cache={os.fspath(path)!r} ({error})"
             ) from error
-        if data["fingerprint"] != self._fingerprint:
+        if data.get("fingerprint") != self._fingerprint:
             raise ValueError(
                 "The file has scores of another model, of other data or of another "
                 "metric. Give it another name, or delete it. "

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _json_files, artifacts
 from tfopt.recipe import _checking
 from tfopt.recipe._checking import Rule, Step
 from tfopt.types import TfoptError
@@ -53,8 +52,9 @@ class Recipe:
 
     Rules divide the layers of the model that the steps start from. Each names layers
     by a glob (as `keep_float` of `tfopt.convert` does) and gives them a `precision`,
-    `"float"` or `"quantized"`, or a `sparsity` for the weights. Of several rules for a
-    layer the last one counts; a rule that matches nothing is an error.
+    `"float"` (float32) or `"quantized"` (as the conversion says: int8, dynamic, float16
+    or int4), or a `sparsity` for the weights. Of several rules for a layer the last one
+    counts; a rule that matches nothing, or that no step heeds, is an error.
 
     A recipe is data: numbers, texts and lists. Models, examples and teachers are given
     when it is applied, and nothing in it is run as code.
@@ -80,9 +80,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        steps = _checking.checked_steps(self.steps)
         own = {
-            "steps": _checking.checked_steps(self.steps),
-            "rules": _checking.checked_rules(self.rules),
+            "steps": steps,
+            "rules": _checking.checked_rules(self.rules, steps),
             "name": _checking.checked_name(self.name),
             "seed": _checking.checked_seed(self.seed),
         }
@@ -161,8 +162,8 @@ class Recipe:
                 content = file.read(_MAX_BYTES + 1)
             if len(content) > _MAX_BYTES:
                 raise ValueError(f"more than {_MAX_BYTES:,} bytes")
-            data = json.loads(content.decode("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            data = _json_files.loads(content)
+        except (OSError, ValueError) as error:
             raise TfoptError(
                 "Cannot read the recipe. Expected a JSON file as Recipe.save writes. "
                 f"Received: recipe={os.fspath(path)!r} ({error})"

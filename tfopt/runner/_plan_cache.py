@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
-import pathlib
 import platform
 import threading
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _json_files, artifacts
 from tfopt.runner import _planning
 from tfopt.runner._engine import Engine
 from tfopt.runner._layout import Layout
@@ -24,6 +23,7 @@ from tfopt.runner._tuning import available_cores
 from tfopt.types import TfoptError
 
 _FORMAT = "tfopt tuning cache 1"
+_MOST = 4096  # workers or threads
 
 _logger = logging.getLogger(__name__)
 # A process that opens the same model again measures once.
@@ -100,15 +100,13 @@ def load(path: str, name: str) -> Plan | None:
     if found is None:
         return None
     try:
-        return Plan(
-            num_workers=int(found["num_workers"]),
-            num_threads=int(found["num_threads"]),
-            batch_rows=found["batch_rows"] and int(found["batch_rows"]),
-            origin="cache",
-            rows_per_second={k: float(v) for k, v in found["rows_per_second"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _no_cache(path, f"a damaged entry ({error!r})") from error
+        plan = _json_files.make(Plan, found)
+        least = min(plan.num_workers, plan.num_threads, plan.batch_rows or 1)
+        if not 1 <= least <= _MOST or max(plan.num_workers, plan.num_threads) > _MOST:
+            raise _json_files.Damaged("numbers that no Runner has")
+    except _json_files.Damaged as error:
+        raise _no_cache(path, f"a damaged entry: {error}") from error
+    return dataclasses.replace(plan, origin="cache")
 
 
 def store(path: str, name: str, plan: Plan) -> None:
@@ -153,18 +151,14 @@ def _processor() -> str:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        content = _json_files.read(path)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise _json_files.Damaged("another format")
+        return _json_files.make(dict[str, Any], content.get("plans", {}))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except _json_files.Damaged as error:
         raise _no_cache(path, str(error)) from error
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise _no_cache(path, "no JSON") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise _no_cache(path, "another format")
-    return dict(content.get("plans", {}))
 
 
 def _no_cache(path: str, what: str) -> TfoptError:

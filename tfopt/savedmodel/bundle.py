@@ -25,6 +25,7 @@ from tfopt.types import TfoptError
 _CHUNK = 1 << 20
 _LITTLE_ENDIAN = 0
 _BUNDLE_VERSION = 1
+_MOST_AXES = 64  # of an array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ class BundleReader:
                 f"little-endian one. Received: {self.prefix}.index"
             )
         self.num_shards = header.num_shards
+        for key in self._index:
+            _check_name(key, self.prefix)
 
     def keys(self) -> list[str]:
         """Returns the tensors' names, sorted; slices of variables are not listed."""
@@ -159,7 +162,8 @@ class BundleReader:
         pieces = self._overlaps(entry, wanted)
         if not entry.parts and wanted == _whole(entry.shape):
             return self._read_entry(entry)
-        result = np.empty(_lengths(wanted), dtypes.to_numpy(entry.dtype))
+        self._check_room(pieces)
+        result = np.empty(_lengths(wanted), self._numpy_type(entry))
         for source, place, overlap in pieces:
             content = self._read_entry(source)[_index(_shift(overlap, place))]
             result[_index(_shift(overlap, wanted))] = content
@@ -186,6 +190,12 @@ class BundleReader:
                 f"{_some(self.keys())}. Received: key={name!r} in {self.prefix}.index"
             )
         proto = _parse("BundleEntryProto", self._index[raw_key], self.prefix)
+        fault = _fault(proto, self.num_shards)
+        if fault:
+            raise TfoptError(
+                f"The checkpoint's index is damaged: {fault} of {name!r}. Expected an "
+                f"intact file. Received: {self.prefix}.index"
+            )
         entry = Entry(
             key=name,
             dtype=proto.dtype,
@@ -206,7 +216,15 @@ class BundleReader:
         return entry
 
     def _part_entry(self, entry: Entry, part: slices.Slice) -> Entry:
-        return self._entry(slices.index_key(entry.key, part), f"{entry.key} {part}")
+        found = self._entry(slices.index_key(entry.key, part), f"{entry.key} {part}")
+        shape = _lengths(slices.resolve(part, entry.shape))
+        if (found.shape, found.dtype, found.parts) != (shape, entry.dtype, ()):
+            raise TfoptError(
+                "The checkpoint's index contradicts itself: a slice isn't the part "
+                f"that its variable says. Expected {shape} of {entry}. "
+                f"Received: {found} in {self.prefix}.index"
+            )
+        return found
 
     def _extent(self, entry: Entry) -> Extent:
         # Of strings, the checksum covers the lengths as integers, not as stored.
@@ -255,6 +273,28 @@ class BundleReader:
             )
         return pieces
 
+    def _check_room(self, pieces: Iterable[tuple[Entry, Any, Any]]) -> None:
+        """Raises if slices together claim more bytes than their files have."""
+        sources = [source for source, _, _ in pieces]
+        for source in sources:
+            extents.check(self._extent(source))
+        shards = {self.shard_path(source.shard) for source in sources}
+        stored = sum(map(os.path.getsize, shards))
+        needed = sum(source.size_bytes for source in sources)
+        if needed > stored:
+            raise TfoptError(
+                "The checkpoint's slices overlap. Expected at most "
+                f"{stored:,} bytes. Received: {needed:,} in {self.prefix}.index"
+            )
+
+    def _numpy_type(self, entry: Entry) -> np.dtype:
+        try:
+            return dtypes.to_numpy(entry.dtype)
+        except TfoptError as error:
+            raise TfoptError(
+                f"{error}, of {entry.key!r} in {self.prefix}.index"
+            ) from error
+
     def _read_entry(self, entry: Entry) -> np.ndarray:
         extent = self._extent(entry)
         if entry.dtype == dtypes.STRING:
@@ -262,7 +302,8 @@ class BundleReader:
             array = np.empty(len(values), object)
             array[:] = values
             return array.reshape(entry.shape)
-        kind = dtypes.to_numpy(entry.dtype)
+        kind = self._numpy_type(entry)
+        extents.check(extent)
         buffer = np.empty(entry.size_bytes, np.uint8)
         position = 0
         for chunk in extents.read(extent):
@@ -434,6 +475,39 @@ def _parse(name: str, data: bytes, prefix: str) -> Any:
             f"The checkpoint's index is damaged: a {name} cannot be parsed. Expected "
             f"an intact file. Received: {prefix}.index"
         ) from error
+
+
+def _check_name(key: bytes, prefix: str) -> None:
+    if key.startswith(b"\0"):
+        return  # of a slice
+    try:
+        key.decode()
+    except UnicodeDecodeError as error:
+        raise TfoptError(
+            "The checkpoint's index is damaged: a name isn't UTF-8. Expected an intact "
+            f"file. Received: {prefix}.index with {key[:100]!r}"
+        ) from error
+
+
+def _fault(proto: Any, num_shards: int) -> str:
+    """Returns what is impossible about an entry, in words; empty if nothing is."""
+    shape = [dim.size for dim in proto.shape.dim]
+    if any(size < 0 for size in shape) or len(shape) > _MOST_AXES:
+        return f"the shape {shape[:10]}"
+    if proto.dtype not in protos.data_types() or proto.dtype == 0:
+        return f"the type {proto.dtype}"
+    if not 0 <= proto.shard_id < max(num_shards, 1):
+        return f"the data file {proto.shard_id} (there are {num_shards})"
+    if proto.offset < 0 or proto.size < 0:
+        return f"the place ({proto.offset}, {proto.size})"
+    for part in map(slices.from_proto, proto.slices):
+        fits = len(part) == len(shape) and all(
+            length == slices.FULL_EXTENT or (start >= 0 <= length <= size - start)
+            for (start, length), size in zip(part, shape, strict=True)
+        )
+        if not fits:
+            return f"the slice {part[:10]} of the shape {shape}"
+    return ""
 
 
 def _whole(shape: tuple[int, ...]) -> slices.Slice:

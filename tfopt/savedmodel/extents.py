@@ -192,6 +192,16 @@ def verify(extent: Extent) -> None:
         pass
 
 
+def check(extent: Extent) -> None:
+    """Raises unless the file is there and goes on to the end of the range.
+
+    Raises:
+        TfoptError: The file is missing or too short.
+    """
+    with _open(extent):
+        pass
+
+
 def _chunks(source: int, extent: Extent) -> Iterator[bytes]:
     crc = 0
     position = extent.offset
@@ -199,11 +209,7 @@ def _chunks(source: int, extent: Extent) -> Iterator[bytes]:
     while True:
         chunk = os.pread(source, min(_CHUNK, end - position), position)
         if not chunk and position < end:
-            raise TfoptError(
-                f"The file is truncated: {extent.label} ends at byte {end}, the file "
-                f"at byte {position}. Expected an intact checkpoint; copy it again "
-                f"from its source. Received: {extent.path}"
-            )
+            raise _truncated(extent, position)
         if extent.masked_crc is not None:
             crc = crc32c.extend(crc, chunk)
         position += len(chunk)
@@ -237,6 +243,17 @@ def _open(extent: Extent) -> Iterator[int]:
             f"Received: {extent.path}"
         ) from error
     try:
+        size = os.fstat(descriptor).st_size
+        if extent.offset + extent.size > size:
+            raise _truncated(extent, size)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _truncated(extent: Extent, size: int) -> TfoptError:
+    return TfoptError(
+        f"The file is truncated: {extent.label} ends at byte "
+        f"{extent.offset + extent.size}, the file at byte {size}. Expected an intact "
+        f"checkpoint; copy it again from its source. Received: {extent.path}"
+    )

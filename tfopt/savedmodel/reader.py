@@ -55,7 +55,7 @@ def read_message(path: str | os.PathLike[str], name: str) -> Any:
 
             try:
                 return text_format.Parse(file.read_bytes(), cls())
-            except text_format.ParseError as error:
+            except (text_format.ParseError, ValueError, RecursionError) as error:
                 raise DecodeError(str(error)) from error
         return cls.FromString(file.read_bytes())
     except (OSError, DecodeError) as error:

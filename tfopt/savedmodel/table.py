@@ -88,8 +88,12 @@ def _parse(data: bytes, file: pathlib.Path) -> dict[bytes, bytes]:
     _, position = _handle(footer, 0)
     index, _ = _handle(footer, position)
     pairs: dict[bytes, bytes] = {}
+    last = -1
     for _, value in _entries(_read_block(data, index, file)):
         block, _ = _handle(value, 0)
+        if block[0] <= last:
+            raise _damaged(file, f"the block at byte {block[0]} is listed again")
+        last = block[0]
         pairs.update(_entries(_read_block(data, block, file)))
     return pairs
 

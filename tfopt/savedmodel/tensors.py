@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tfopt.savedmodel import dtypes, protos
 from tfopt.types import TfoptError
+
+# Elements that repeat the last one are left out, so a few bytes may stand for any
+# number of them. What is not in the file may take this much.
+_MOST_BYTES = 1 << 28
 
 # Field of a TensorProto that lists the elements of a type one by one.
 _FIELDS = {
@@ -33,8 +38,10 @@ def to_array(proto: Any) -> np.ndarray:
     """
     dtype = dtypes.to_numpy(proto.dtype)
     shape = [dim.size for dim in proto.tensor_shape.dim]
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     try:
+        if size * dtype.itemsize > max(_MOST_BYTES, len(proto.tensor_content)):
+            raise ValueError(f"{size:,} elements, most of them not in the file")
         if proto.tensor_content:
             return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
         values = _listed(proto, dtype)
@@ -43,7 +50,7 @@ def to_array(proto: Any) -> np.ndarray:
         # The last element listed stands for all that follow.
         short = size - len(values)
         return np.concatenate([values, np.repeat(values[-1:], short)]).reshape(shape)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise TfoptError(
             "A constant is damaged. Expected as many elements as its shape says. "
             f"Received: {dtypes.name_of(proto.dtype)} {shape} ({error})"
