@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import _keras, tflite_file
+from tfopt import _keras, _trust, tflite_file
 from tfopt._keras import variables
 
 # Operators that multiply or look up constants. Those they take as input count as
@@ -31,7 +31,8 @@ _UNPACKING_OPERATORS = frozenset({"DEQUANTIZE", "DENSIFY", "RESHAPE", "TRANSPOSE
 _WEIGHT_TYPES = frozenset({"FLOAT32", "FLOAT16", "BFLOAT16", "INT4", "INT8", "UINT8"})
 
 
-def sparsity(model: Any) -> dict[str, float]:
+@_trust.with_safe_mode
+def sparsity(model: Any, *, safe_mode: bool = True) -> dict[str, float]:
     """Returns the fraction of zeros in each weight matrix, and in all of them.
 
     Counted are kernels and embedding tables, which is what pruning is about; not
@@ -41,6 +42,8 @@ def sparsity(model: Any) -> dict[str, float]:
         model: A built model of Keras 3 or tf_keras; or a `.keras`, `.h5` or `.tflite`
             file; or the content of a `.tflite` file. In quantized tensors the codes
             that stand for zero count.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         Fractions in [0, 1] by weight name (Keras: as in `Prune.report`; TFLite: the
@@ -68,6 +71,7 @@ def sparsity(model: Any) -> dict[str, float]:
     return {**result, "total": zeros / total if total else 0.0}
 
 
+@_trust.with_safe_mode
 def sensitivity(
     model: Any,
     data: Any,
@@ -85,6 +89,7 @@ def sensitivity(
     calibration_examples: int | None = None,
     signature_key: str | None = None,
     cache: str | os.PathLike[str] | None = None,
+    safe_mode: bool = True,
 ) -> Any:
     """Returns how a model suffers when one layer at a time is pruned or quantized.
 
@@ -123,6 +128,8 @@ def sensitivity(
         signature_key: Quantization only: which signature of a SavedModel.
         cache: Quantization only: JSON file to keep scores in, so that an interrupted
             or repeated call measures only what is new.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         `Sensitivity`, whose `solve` divides a total sparsity among layers; or

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tfopt.benchmark import _arrays
+from tfopt.savedmodel import outside
 from tfopt.types import Signature, TensorInfo, TfoptError
 
 _DEFAULT_KEY = "serving_default"
@@ -41,6 +42,7 @@ def open_model(
     if num_threads != "auto":
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+    outside.check_file(path, "run")
     config = {
         "num_workers": 1 if num_workers == "auto" else num_workers,
         "num_threads": num_threads,

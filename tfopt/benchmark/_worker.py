@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt.benchmark import _arrays, _engine, _inputs, _memory, _timing
 from tfopt.types import TfoptError
 
@@ -171,7 +171,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            result = getattr(worker, request["task"])(**request["arguments"])
+            with _trust.scope(safe_mode=not request.get("trusted")):
+                result = getattr(worker, request["task"])(**request["arguments"])
             answer: dict[str, Any] = {"result": result}
         except (KeyboardInterrupt, SystemExit):
             raise

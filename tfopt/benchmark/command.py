@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tfopt import _trust, data as datasets
+from tfopt import _trust
+from tfopt import data as datasets
 from tfopt.benchmark import _measuring, _models
 from tfopt.benchmark._results import Benchmark
 from tfopt.types import TfoptError

@@ -7,6 +7,7 @@ from typing import Literal
 
 from tfopt import _trust, comparison
 from tfopt.benchmark import _models
+from tfopt.comparison import _examples
 from tfopt.report import Report
 
 
@@ -19,6 +20,7 @@ def compare_models(
     metric: Sequence[str] | None = None,
     output: str | None = None,
     output_dir: str | None = None,
+    input_scale: float = 1.0,
     num_examples: int | None = None,
     batch_size: int = 1,
     num_workers: int | Literal["auto"] = "auto",
@@ -44,6 +46,7 @@ def compare_models(
             module:function; by default accuracy, if there are labels.
         output: The output that is judged, where there are several.
         output_dir: Folder for report.md, report.json, report.html and PNG plots.
+        input_scale: Factor on the inputs, such as 0.00392156863 (1/255) for pixels.
         num_examples: Take only the first so many.
         batch_size: Examples in one call when time is measured.
         num_workers: Parallel calls for the throughput.
@@ -62,14 +65,14 @@ def compare_models(
         TfoptError: The data or the reference fail.
         ValueError: An option is out of range.
     """
+    examples = _examples.load(data, limit=num_examples).scaled(input_scale)
     return comparison.compare(
         _models.parse(model),
-        data=data,
+        data=(examples.inputs, examples.labels),
         reference=reference,
         metric=metric,
         output=output,
         output_dir=output_dir,
-        num_examples=num_examples,
         batch_size=batch_size,
         num_workers=num_workers,
         num_threads=num_threads,

@@ -16,6 +16,7 @@ from tfopt import _keras
 from tfopt._keras import foreign, inference, layer_names
 from tfopt.conversion import _errors, _graphs
 from tfopt.conversion._graphs import DEFAULT_KEY
+from tfopt.savedmodel import outside
 from tfopt.types import ConversionError, TfoptError
 
 _LOGGER = logging.getLogger(__name__)
@@ -108,9 +109,12 @@ def open_source(
             f"Only a SavedModel has tags. Received: {tags!r} for {_kind(model)}"
         )
     if is_graph:
+        if is_path:
+            outside.check_file(model, "convert")
         found = _graphs.read_graph(model, input_arrays, output_arrays)
         return _from_graph(*found, signature_key or DEFAULT_KEY, shapes)
     if is_path:
+        outside.check_file(model, "convert", tags)
         with foreign.plain(pathlib.Path(model)) as path:
             if path.is_dir():
                 return _from_saved_model(path, signature_key, tags, shapes)

@@ -14,7 +14,7 @@ from tfopt.freezing import checking, report, rewrite, sources, state
 from tfopt.freezing import output as outputs
 from tfopt.freezing import plan as plans
 from tfopt.freezing.output import FrozenModel
-from tfopt.savedmodel import graphs
+from tfopt.savedmodel import graphs, outside
 from tfopt.types import Artifact
 
 # Digests of larger outputs would take longer than writing them.
@@ -119,6 +119,8 @@ def freeze(
             "output_node_names": output_node_names,
         },
     )
+    if verify == "execution" and isinstance(source, (str, os.PathLike)):
+        outside.check_file(source, "run", tags)
     with (
         graphs.errors_of(source),
         sources.open_source(

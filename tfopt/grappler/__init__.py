@@ -106,6 +106,7 @@ def optimize_graph(
             signature_keys=signature_keys,
             tags=tags,
             as_graph=form != "saved_model",
+            runs=verify == "execution",
         ) as model,
         artifacts.temporary_folder() as work,
         artifacts.atomic_path(output) as temporary,

@@ -13,7 +13,7 @@ from typing import Any
 from tfopt import artifacts, freezing
 from tfopt.freezing import restore, sources
 from tfopt.freezing.flow import producer
-from tfopt.savedmodel import dtypes, protos, reader, wire
+from tfopt.savedmodel import dtypes, outside, protos, reader, wire
 from tfopt.types import Artifact, ConversionError, Signature, TfoptError
 
 _MAIN_OP = "saved_model_main_op"
@@ -219,6 +219,7 @@ def open_model(
     signature_keys: Sequence[str] | None = None,
     tags: Collection[str] | None = None,
     as_graph: bool = False,
+    runs: bool = True,
 ) -> Iterator[Model]:
     """Freezes a model into a temporary place, which lasts until the block ends.
 
@@ -228,6 +229,7 @@ def open_model(
         signature_keys: Signatures to keep.
         tags: Tag set of the SavedModel.
         as_graph: Whether all state must be in the graph, none beside it.
+        runs: Whether the model will be run, not merely rewritten.
 
     Raises:
         ValueError: Options that don't fit the source.
@@ -237,6 +239,8 @@ def open_model(
         folder = pathlib.Path(name)
         is_path = isinstance(source, (str, os.PathLike))
         path = pathlib.Path(source) if is_path else pathlib.Path()
+        if is_path and runs:
+            outside.check_file(path, "run", tags)
         if is_path and path.suffix in _GRAPHS and not path.is_dir():
             options: dict[str, Any] = {"output_node_names": outputs}
             given: Any = _meta_graph_file(path, outputs, folder / "graph.meta")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt.inspection import _opening
 from tfopt.inspection._difference import Difference, diff
 from tfopt.inspection._tflite import arithmetic
 from tfopt.inspection._types import Inspection, Layer, Weights
+from tfopt.savedmodel import graphs
 
 __all__ = [
     "Difference",
@@ -24,7 +25,10 @@ __all__ = [
 _MEASURE_UP_TO = 1 << 28
 
 
-def inspect(model: Any, *, signature_key: str | None = None) -> Inspection:
+@_trust.with_safe_mode
+def inspect(
+    model: Any, *, signature_key: str | None = None, safe_mode: bool = True
+) -> Inspection:
     """Finds out what is inside a model, from its content alone.
 
     Args:
@@ -33,6 +37,8 @@ def inspect(model: Any, *, signature_key: str | None = None) -> Inspection:
             content of a `.tflite` file; or a built model of Keras 3 or tf_keras.
         signature_key: Which signature of a SavedModel is looked into, by default
             `"serving_default"` if there is one.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         Signatures, operations, layers with their weights, sizes, multiplications,
@@ -50,7 +56,8 @@ def inspect(model: Any, *, signature_key: str | None = None) -> Inspection:
         >>> found.parameters, found.macs
         (7840, 7840)
     """
-    format, fields = _opening.fields_of(model, signature_key)
+    with graphs.errors_of(model):
+        format, fields = _opening.fields_of(model, signature_key)
     if not isinstance(model, (str, os.PathLike)):
         size = len(model) if isinstance(model, bytes) else None
         gzip = artifacts.gzip_size(model) if isinstance(model, bytes) else None

@@ -7,7 +7,7 @@ import glob
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tfopt import artifacts
@@ -87,7 +87,7 @@ def sizes(
 
 
 def _of_graph_file(path: pathlib.Path) -> dict[str, Any]:
-    from tfopt.savedmodel import graphs, reader
+    from tfopt.savedmodel import graphs, outside, reader
 
     graph = reader.read_message(path, "GraphDef")
     graphs.check(graph, path)
@@ -109,11 +109,18 @@ def _of_graph_file(path: pathlib.Path) -> dict[str, Any]:
         f"Nodes that feed nothing: {', '.join(outputs[:20]) or 'none'}",
         *(["Counted is what all of them need together."] if len(outputs) > 1 else []),
     )
-    return {"signatures": (), **fields, "notes": (*ends, *fields["notes"])}
+    notes = (*_reaching(outside.in_graph(graph)), *ends, *fields["notes"])
+    return {"signatures": (), **fields, "notes": notes}
+
+
+def _reaching(found: Iterable[Any]) -> Iterator[str]:
+    listed = ", ".join(map(str, found))
+    if listed:
+        yield f"WARNING: this model reaches outside of itself when it is run: {listed}."
 
 
 def _of_saved_model(path: pathlib.Path, signature_key: str | None) -> dict[str, Any]:
-    from tfopt.savedmodel import reader
+    from tfopt.savedmodel import outside, reader
 
     where = os.fspath(path)
     meta_graph = reader.select_meta_graph(reader.read_saved_model(path), None, where)
@@ -132,7 +139,11 @@ def _of_saved_model(path: pathlib.Path, signature_key: str | None) -> dict[str, 
     )
     if len(all_keys) > 1:
         fields["notes"] = (f"Looked into is the signature {key}.", *fields["notes"])
-    fields["notes"] = (*fields["notes"], *_stored(path, fields["weights"]))
+    fields["notes"] = (
+        *_reaching(outside.in_meta_graph(meta_graph)),
+        *fields["notes"],
+        *_stored(path, fields["weights"]),
+    )
     return fields
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tfopt import inspection
+from tfopt import _trust, inspection
 from tfopt.types import UsageError
 
 SensitivityMethod = Literal[
@@ -44,6 +44,7 @@ class Shown:
         return reports
 
 
+@_trust.with_safe_mode
 def inspect_model(
     *,
     model: str,
@@ -55,6 +56,7 @@ def inspect_model(
     input_scale: float = 1.0,
     examples: int = 512,
     sensitivity_cache: str | None = None,
+    safe_mode: bool = True,
 ) -> Shown | inspection.Difference:
     """Shows what is inside a model, or how two models differ.
 
@@ -73,6 +75,8 @@ def inspect_model(
         examples: How many of them are used.
         sensitivity_cache: JSON file to keep the scores in, from which an interrupted
             run goes on.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: sensitivity without data, or together with against.

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tfopt import _keras
+from tfopt import _keras, _trust
 from tfopt._keras.flatten import to_model
 from tfopt.lifting import _assembling, _checking, _covering, _opening
 from tfopt.lifting._covering import Raw
@@ -52,6 +52,7 @@ def open_model(source: Any) -> Any:
     )
 
 
+@_trust.with_safe_mode
 def lift(
     source: Any,
     *,
@@ -62,6 +63,7 @@ def lift(
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     keras: Any = None,
     verify_data: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
 ) -> Any:
     """Makes a Keras model of a SavedModel or frozen graph, without its Python code.
 
@@ -96,6 +98,8 @@ def lift(
         keras: The module `keras` or `tf_keras`, by default what `tf.keras` is.
         verify_data: Arrays by input name on which model and graph are compared, by
             default random ones.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         Functional model, uncompiled. One input is taken as a tensor, several as a

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfopt.freezing import memory
 from tfopt.lifting._network import Network
+from tfopt.savedmodel import outside
 from tfopt.types import TfoptError
 
 _GRAPH_SUFFIXES = (".pb", ".pbtxt")
@@ -39,6 +40,8 @@ def open_network(
         ValueError: Names are missing or don't belong there.
         TfoptError: The model cannot be read or frozen.
     """
+    if _is_path(source):
+        outside.check_file(source, "run", tags)
     graph_def = _graph_def(source)
     if graph_def is None:
         if inputs or outputs:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tfopt import _trust, optimizing
 from tfopt import data as datasets
-from tfopt import optimizing
 from tfopt.optimizing import OptimizeResult, _problem
 from tfopt.types import TfoptError
 
 
+@_trust.with_safe_mode
 def optimize_model(
     *,
     model: str,
@@ -39,6 +40,7 @@ def optimize_model(
     recipe: str | None = None,
     seed: int = 0,
     dry_run: bool = False,
+    safe_mode: bool = True,
 ) -> OptimizeResult:
     """Searches for the best file that loses no more than a budget allows.
 
@@ -73,6 +75,8 @@ def optimize_model(
         recipe: Replay this recipe.json instead of searching.
         seed: Of the division of the examples and of everything that is drawn.
         dry_run: Print the plan with estimated times; nothing is tried.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         TfoptError: Nothing keeps the budget; the message says what came closest. Or

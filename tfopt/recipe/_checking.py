@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfopt import _signatures, methods
 
 _PRECISIONS = ("float", "quantized")
+# The conversions that can leave layers in float.
+DIVIDED_MODES = ("int8", "dynamic", "float16", "int4")
+_HEEDED = {
+    "precision": f"converts to one of {list(DIVIDED_MODES)}, or trains with "
+    '"quantize_aware"',
+    "sparsity": 'is "prune_once", or trains with "prune"',
+}
 # The function behind each step, and the options that a recipe does not decide: models,
 # data and places are given when it is applied, and layers are divided by rules.
 _STEPS: dict[str, tuple[str, frozenset[str]]] = {
@@ -47,6 +54,10 @@ _POSITIONAL = {
 _GRAPH_STEPS = ("transform_graph", "optimize_graph")
 # Options of methods that hold models, data or places.
 _METHOD_EXTRAS = frozenset({"teacher", "representative_dataset", "data", "log_dir"})
+# What the user decides, and no file.
+_NEVER = frozenset({"safe_mode"})
+# A Keras object in JSON, which could name any module.
+_OBJECT = "class_name"
 _MAX_DEPTH = 8
 
 
@@ -127,18 +138,42 @@ def checked_steps(steps: Any) -> tuple[Step, ...]:
     return made
 
 
-def checked_rules(rules: Any) -> tuple[Rule, ...]:
+def checked_rules(rules: Any, steps: Sequence[Step]) -> tuple[Rule, ...]:
     """Returns rules.
 
+    Args:
+        rules: The rules.
+        steps: Those of the recipe.
+
     Raises:
-        ValueError: One is none.
+        ValueError: One is none, or decides what no step asks for.
     """
     if not _is_list(rules):
         raise ValueError(f"Expected a list of rules. Received: rules={rules!r:.200}")
-    return tuple(
+    made = tuple(
         rule if isinstance(rule, Rule) else _rule(rule, f"rules[{index}]")
         for index, rule in enumerate(rules)
     )
+    heeded = {field for step in steps for field in _heeds(step)}
+    for index, rule in enumerate(made):
+        idle = sorted(rule.to_json().keys() - heeded - {"layers"})
+        if idle:
+            raise ValueError(
+                f"No step heeds this rule. Expected a step that {_HEEDED[idle[0]]}. "
+                f"Received: rules[{index}]={rule.to_json()}, "
+                f"steps={[step.do for step in steps]}"
+            )
+    return made
+
+
+def _heeds(step: Step) -> Iterator[str]:
+    """What a step takes from rules."""
+    trained = {item["name"] for item in step.options.get("methods", ())}
+    divides = step.options.get("quantization") in DIVIDED_MODES
+    if (step.do == "convert" and divides) or "quantize_aware" in trained:
+        yield "precision"
+    if step.do == "prune_once" or "prune" in trained:
+        yield "sparsity"
 
 
 def checked_name(name: Any) -> str:
@@ -167,7 +202,7 @@ def _step(content: Any, where: str) -> Step:
     options = {key: value for key, value in content.items() if key != "do"}
     target, given_later = _STEPS[do]
     known = {parameter.name for parameter in _signatures.parameters(target)}
-    known = (known | _POSITIONAL.get(do, set())) - given_later
+    known = (known | _POSITIONAL.get(do, set())) - given_later - _NEVER
     _check_options(options, known, where)
     if do == "train":
         named = options.get("methods", [])
@@ -241,6 +276,11 @@ def _check_plain(value: Any, where: str, depth: int) -> None:
     if value is None or isinstance(value, (bool, int, float, str)):
         return
     items: list[Any]
+    if isinstance(value, Mapping) and _OBJECT in value:
+        raise ValueError(
+            "Expected names of Keras's losses, optimizers and the like, as a recipe "
+            f"holds no objects. Received: {where} with {_OBJECT!r}"
+        )
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         items = list(value.values())
     elif _is_list(value):

@@ -7,9 +7,11 @@ inspecting and rewriting do not run a graph; verifying and converting do.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tfopt import _trust
@@ -140,6 +142,36 @@ def check(found: Iterable[Found], what: str, where: str) -> None:
         )
 
 
+def check_file(
+    path: str | os.PathLike[str], what: str, tags: Collection[str] | None = None
+) -> None:
+    """Raises if a SavedModel or graph file is not to be run, see `check`.
+
+    Args:
+        path: A SavedModel directory, or a GraphDef (`.pb`, `.pbtxt`); others pass.
+        what: What is about to be done.
+        tags: Tag set of the SavedModel that is going to be loaded.
+
+    Raises:
+        TfoptError: It reaches outside, or cannot be read.
+    """
+    file = pathlib.Path(path)
+    if _trust.is_trusted():
+        return
+    if file.suffix in (".pb", ".pbtxt") and file.is_file():
+        found = in_graph(reader.read_message(file, "GraphDef"))
+    elif (file / "saved_model.pb").exists() or (file / "saved_model.pbtxt").exists():
+        message = reader.read_saved_model(file)
+        try:
+            chosen = [reader.select_meta_graph(message, tags, os.fspath(file))]
+        except TfoptError:  # whoever loads it has a say, too
+            chosen = list(message.meta_graphs)
+        found = tuple(item for meta in chosen for item in in_meta_graph(meta))
+    else:
+        return
+    check(found, what, os.fspath(file))
+
+
 class _Reach:
     """Walks a graph from what is asked for to what that runs."""
 
@@ -205,8 +237,9 @@ class _Reach:
     def _kind(self, node: Any, body: Mapping[str, Any]) -> str:
         if _TABLE.fullmatch(node.op):
             source = body.get(_producer(node.input[1])) if len(node.input) > 1 else None
-            is_fixed = source is not None and source.op == "Const"
-            if is_fixed and source.name not in self._assets:
+            if source is None or source.op != "Const":
+                return ""
+            if source.name not in self._assets:
                 return "reads files"
             return ""
         if node.op in _BY_ATTRIBUTE:

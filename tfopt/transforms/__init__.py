@@ -8,7 +8,8 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
+from tfopt.savedmodel import graphs, outside
 from tfopt.transforms import _contents, _registry, _run, _sources, _verifier
 from tfopt.transforms._run import Verify
 from tfopt.transforms._sources import OutputFormat
@@ -18,6 +19,7 @@ from tfopt.types import Artifact
 _MEASURE_UP_TO = 64 << 20
 
 
+@_trust.with_safe_mode
 def transform_graph(
     source: Any,
     output: str | os.PathLike[str],
@@ -34,6 +36,7 @@ def transform_graph(
     keep_variables_over: int | None = None,
     verify: Verify = "outputs",
     verify_data: str | None = None,
+    safe_mode: bool = True,
 ) -> Artifact:
     """Rewrites a graph by a list of transforms, and checks every one of them.
 
@@ -71,6 +74,8 @@ def transform_graph(
             outputs of nodes are compared with TensorFlow's registry of operations.
         verify_data: An .npz file with one array per input for running the graph; by
             default inputs are made up from types and shapes.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The written artifact. Its `details` hold, for each transform, options, seconds,
@@ -103,7 +108,10 @@ def transform_graph(
     )
     steps = _registry.resolve(transforms)
     form = _sources.output_format_of(source, output, output_format)
+    if verify != "structure" and isinstance(source, (str, os.PathLike)):
+        outside.check_file(source, "run", tags)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(graphs.errors_of(source))
         verifier = None
         if verify != "structure":
             # First, as TensorFlow takes seconds to load.

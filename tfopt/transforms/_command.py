@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import artifacts
+from tfopt import _trust, artifacts
 from tfopt import transforms as library
 from tfopt.freezing import command
 from tfopt.transforms import _listing, _sources
@@ -69,6 +69,7 @@ def as_text(shown: Any, *, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
 
 
+@_trust.with_safe_mode
 def transform_graph(
     *,
     in_graph: str | None = None,
@@ -88,6 +89,7 @@ def transform_graph(
     verify: library.Verify = "outputs",
     verify_data: str | None = None,
     list_transforms: bool = False,
+    safe_mode: bool = True,
 ) -> Transformed | Listing:
     """Transforms one model into one output, or lists the transforms.
 
@@ -116,6 +118,8 @@ def transform_graph(
         verify_data: A .npz file with one array per input for the check of outputs; by
             default inputs are made up.
         list_transforms: Print what transforms and presets there are, with options.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network.
 
     Raises:
         UsageError: Not exactly one input and one output, or no transforms.

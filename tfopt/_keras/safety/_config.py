@@ -105,7 +105,7 @@ def _of_class(item: Mapping[str, Any], name: str, keras: Any, where: str) -> str
     if _TFMOT.fullmatch(module) and _CLASS.fullmatch(name):
         return ""
     root = module.split(".", 1)[0]
-    found = (
+    found: Any = (
         _functions.resolve(module, name, keras)
         if root in _ROOTS
         else getattr(sys.modules.get(module), name, None)

@@ -40,7 +40,7 @@ def of_function(item: Mapping[str, Any], keras: Any, where: str) -> str:
     name, module = item.get("config"), item.get("module")
     if registered(name, keras) is not None:
         return ""
-    if _is_public(name) and isinstance(module, str):
+    if isinstance(name, str) and _is_public(name) and isinstance(module, str):
         if module == "builtins":
             parts = (getattr(keras, part, None) for part in _MODULES)
             if any(inspect.isfunction(getattr(part, name, None)) for part in parts):

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt._keras import foreign, inference
+from tfopt.savedmodel import outside
 from tfopt.types import TfoptError
 
 _log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class SavedModelTeacher:
 
     def __init__(self, path: pathlib.Path):
         self.label = f"{path} (SavedModel)"
+        outside.check_file(path, "run")
         with foreign.plain(path) as plain:
             try:
                 self._loaded = tf.saved_model.load(os.fspath(plain))
