@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python tests/benchmarks/crash_benchmark.py [TOOL ...] [--runs=200]
         [--seed=0] [--folder=...]
+    PYTHONPATH=. python tests/benchmarks/crash_benchmark.py [TOOL ...] --disks
 
 Each run starts with an old output in place, starts the tool in a fork of this process,
 which has imported TensorFlow but not used it, and kills it: 70 % before a change of
@@ -16,11 +17,13 @@ be: structure checks only, the converter in the same process, one epoch.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,11 +32,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import crash_samples
-import numpy as np
-import tensorflow as tf
+import crash_samples  # noqa: E402 (beside the tests)
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
-from tfopt import artifacts
+from tfopt import artifacts  # noqa: E402
 
 # What differs from run to run: times, and what is measured.
 _TIMED = ("report.json", "report.md", "report.html", "report.png", "r.json")
@@ -269,6 +272,7 @@ def cases(place, out):
             flags("data", "data.npz"),
             "--methods=float16",
             "--max_accuracy_drop=0.5",
+            f"--seed={ord(model)}",
             f"--output_dir={out / 'opt'}",
             f"--trials_dir={out / ('trials_' + model)}",
         ),
@@ -336,19 +340,18 @@ def _last(content):
     numbers = [item["number"] for item in state["checkpoints"]]
     for number in numbers:
         reader = BundleReader(_last.folder / f"ckpt-{number}")
-        for key in reader.keys():
+        for key in list(reader.keys()):
             reader.read(key)
     return {"l": numbers[:1] == [1] or (numbers and "later")}
 
 
 def _finetuned(content):
-    found = {name: None if value is None else 1 for name, value in content.items()}
+    found = dict(content)
     if content["report.json"] is not None:
         report = json.loads(content["report.json"])
-        for kind in ("keras", "tflite"):
-            name = f"model.{kind}"
-            digest = report["artifacts"][kind]["sha256"]
-            found[name] = content[name], digest
+        found["report.json"] = round(report["before"]["loss"], 4)
+    if content["model.keras"] is not None:
+        found["model.keras"] = _weights(content["model.keras"])
     return found
 
 
@@ -357,7 +360,6 @@ def _optimized(content):
     if content["report.json"] is not None:
         report = json.loads(content["report.json"])
         found["report.json"] = report["best"]["search"]["gzip_bytes"]
-    found["recipe.json"] = content["recipe.json"] is not None
     return found
 
 
@@ -390,13 +392,53 @@ def _recipe(model, target):
     return writer
 
 
+def try_disks(case, out, temporary):
+    """Runs a tool on a full and on a read-only disk; returns what is wrong."""
+    log = temporary.parent / "log"
+    log.touch()
+    os.environ["CRASH_LOG"] = str(log)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)], check=True
+    )
+    wrong = []
+    try:
+        assert crash_samples.run(case.old, (out,)).code == 0
+        old = case.normal(crash_samples.snapshot(case.outputs))
+        with open(out / "filler", "wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+                filler.flush()
+        for words, options in (
+            ("No space left on device", None),
+            ("Read-only file system", "remount,ro"),
+        ):
+            if options:
+                subprocess.run(["mount", "-o", options, str(out)], check=True)
+            code = crash_samples.run(case.new, (out,)).code
+            lines = log.read_text(errors="replace").strip().splitlines() or [""]
+            print(f"    exit {code}: {lines[-1][:300]}", flush=True)
+            if code != 1 or words not in lines[-1]:
+                wrong.append(words)
+            if case.normal(crash_samples.snapshot(case.outputs)) != old:
+                wrong.append("the old output is lost")
+            wrong += crash_samples.leftovers(out, temporary)
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tools", nargs="*")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--disks", action="store_true", help="full and read-only ones (needs root)"
+    )
+    parser.add_argument("--folder", help="by default one in memory")
     options = parser.parse_args()
-    root = pathlib.Path(tempfile.mkdtemp(prefix="crash-"))
+    place = options.folder or crash_samples.fast_place()
+    root = pathlib.Path(tempfile.mkdtemp(prefix="crash-", dir=place))
     place, out, temporary = (root / name for name in ("models", "out", "tmp"))
     for folder in (place, out, temporary):
         folder.mkdir()
@@ -408,6 +450,12 @@ def main():
     try:
         for case in cases(place, out):
             if options.tools and case.name not in options.tools:
+                continue
+            if options.disks:
+                print(case.name)
+                wrong = try_disks(case, out, temporary)
+                print("   ", wrong or "good", flush=True)
+                bad += [case.name] if wrong else []
                 continue
             start = time.monotonic()
             tally = crash_samples.crash(
