@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Their examples take no TensorFlow; the others wait for it.
 LIGHT = (
     *("types", "artifacts", "schedules", "masks", "affine", "report", "data"),
-    *("savedmodel", "_samples", "_signatures", "_flags", "_writing"),
+    *("savedmodel", "_processes", "_samples", "_signatures", "_flags", "_writing"),
 )
 
 

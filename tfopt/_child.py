@@ -9,16 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
-import pathlib
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import absl.logging
 
-from tfopt import artifacts
+from tfopt import _processes, _trust, artifacts
 from tfopt.types import TfoptError, UsageError, VerificationError
 
 _ERRORS = {cls.__name__: cls for cls in (TfoptError, UsageError, VerificationError)}
@@ -38,43 +35,45 @@ def call(target: str, arguments: Mapping[str, Any]) -> Any:
         TfoptError: The function raised it, or the child died.
         ValueError: The function raised it.
     """
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
-    with artifacts.temporary_folder() as folder:
-        outcome = pathlib.Path(folder) / "outcome.json"
-        child = subprocess.run(
-            [sys.executable, "-m", "tfopt._child", target, str(outcome)],
-            input=artifacts.to_json({"path": sys.path, "arguments": arguments}),
-            text=True,
-            env=environment,
-            check=False,
+    given = {
+        "target": target,
+        "path": sys.path,
+        "arguments": arguments,
+        "trusted": _trust.is_trusted(),
+    }
+    try:
+        content = _processes.ask(
+            "tfopt._child",
+            json.loads(artifacts.to_json(given)),
+            settings={"TF_USE_LEGACY_KERAS": "1"},
+            is_quiet=False,
         )
-        if child.returncode or not outcome.exists():
-            raise TfoptError(
-                f"The child process with tf_keras failed; its messages stand above. "
-                f"Received: exit code {child.returncode} of {target}"
-            )
-        content = json.loads(outcome.read_text(encoding="utf-8"))
+    except _processes.Death as death:
+        raise TfoptError(
+            "The child process with tf_keras failed; its messages stand above. "
+            f"Received: {death} of {target}"
+        ) from None
     if "error" in content:
         raise _ERRORS.get(content["error"], ValueError)(content["message"])
     return content["result"]
 
 
-def main(target: str, outcome: str) -> None:
-    """Runs in the child: reads the arguments from stdin, writes the outcome."""
-    given = json.loads(sys.stdin.read())
+def _run(given: Mapping[str, Any]) -> Any:
+    """Runs in the child: calls the function."""
     sys.path[:] = given["path"]
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tfopt").setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Keras's remarks
-    module, _, name = target.partition(":")
+    module, _, name = given["target"].partition(":")
     content: dict[str, Any]
     try:
         function = getattr(importlib.import_module(module), name)
-        content = {"result": function(**given["arguments"])}
+        with _trust.scope(safe_mode=not given["trusted"]):
+            content = {"result": function(**given["arguments"])}
     except (TfoptError, ValueError, OSError) as error:
         content = {"error": type(error).__name__, "message": str(error)}
-    artifacts.write_json(outcome, content)
+    return json.loads(artifacts.to_json(content))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _processes.answer(_run)

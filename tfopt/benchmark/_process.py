@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import queue
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,15 +15,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from tfopt import artifacts
+from tfopt import _processes, _trust, artifacts
 from tfopt.types import TfoptError
-
-_ROOT = pathlib.Path(__file__).parents[2]
-_REASON_LENGTH = 300
-# Log lines of absl and TensorFlow begin like this; what follows is the message.
-_LOG_PREFIX = re.compile(r"^(F|E|W|I)\d{4} .*?\] |^[\d-]+ [\d:.]+: [FEWI] \S+ ")
-_CHATTER = re.compile(r"INFO:|[IW]\d{4} |[\d-]+ [\d:.]+: [IW] ")
-_FATAL = re.compile(r"^F\d{4}|Check failed|what\(\)|terminate|free\(\)|corrupt|rror")
 
 
 class ModelProcess:
@@ -46,7 +36,7 @@ class ModelProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=_environment(),
+            env=_processes.environment({"TF_CPP_MIN_LOG_LEVEL": "2"}),
             text=True,
             encoding="utf-8",
         )
@@ -71,7 +61,8 @@ class ModelProcess:
         """
         if self._log.closed:
             raise TfoptError(f"the process was ended (before: {task})")
-        request = {"task": task, "arguments": arguments}
+        trusted = _trust.is_trusted()
+        request = {"task": task, "arguments": arguments, "trusted": trusted}
         line = json.dumps(json.loads(artifacts.to_json(request)))
         try:
             self._requests.write(line + "\n")
@@ -93,9 +84,7 @@ class ModelProcess:
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        _processes.end(self._process)
         self._reader.join()
         with contextlib.suppress(BrokenPipeError):  # an unsent rest for a dead process
             self._requests.close()
@@ -115,12 +104,10 @@ class ModelProcess:
 
     def _death(self) -> str:
         code = self._process.wait()
-        what = f"exit code {code}"
-        if code < 0:
-            what = f"killed by {signal.Signals(-code).name}"
-        self._log.seek(0)
-        reason = _last_words(self._log.read().decode(errors="replace"))
-        return f"the process died, {what}" + (f": {reason}" if reason else "")
+        how = _processes.how_it_ended(code)
+        reason = _processes.last_words(_processes.tail(self._log))
+        what = f"the process died, {'killed by ' if code < 0 else ''}{how}"
+        return f"{what}: {reason}" if reason else what
 
 
 def write_arrays(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -133,20 +120,3 @@ def write_arrays(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> str:
             array = array.astype("S" if has_bytes else "U")
         np.save(folder / f"{index}.npy", array, allow_pickle=False)
     return str(folder)
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-
-
-def _last_words(log: str) -> str:
-    """Returns the line that says why a process died."""
-    lines = [line.strip() for line in log.splitlines()]
-    lines = [line for line in lines if line and not _CHATTER.match(line)]
-    telling = [line for line in lines if _FATAL.search(line)] or lines[-1:]
-    return _LOG_PREFIX.sub("", telling[-1])[:_REASON_LENGTH] if telling else ""

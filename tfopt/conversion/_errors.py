@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from tfopt import _processes
+
 _SHOWN = 3
 # "%4 = "tf.BiasAdd"(%3, %0) <{...}> : (tensor<?x6x6x4xf16>, ...) -> tensor<...>"
 _OPERANDS = re.compile(r"see current operation: [^\n]*? : \((?P<types>[^)]*)\) -> ")
@@ -18,12 +20,6 @@ _SUMMARY = re.compile(r"failed while converting|Could not translate MLIR")
 # Calls that freezing has inlined.
 _CALLS = re.compile(r"((Stateful)?PartitionedCall(_\d+)?/)+")
 _LONGEST = 500
-# What C++ says before it ends a process, after the place in its source.
-_FATAL = re.compile(
-    r"^F\d{4} |LLVM ERROR|Check failed|Assertion .* failed|terminate called|what\(\): "
-    r"|^loc\(.*error: |^error: |TFLITE_.*failed"
-)
-_PLACE = re.compile(r"^F\d{4} [\d:.]+\s+\d+ \S+\] |^\S+: [\w/.]+:\d+: |^loc\(")
 _MEMORY = re.compile(
     r"bad_alloc|MemoryError|[Oo]ut of memory|Cannot allocate memory|pthread_create"
 )
@@ -98,14 +94,14 @@ def crash(
             "or a model with fixed shapes (`input_shapes`)"
         )
     lines = [" ".join(line.split()) for line in _ANSI.sub("", log).splitlines()]
-    reasons = [_PLACE.sub("", line) for line in lines if _FATAL.search(line)]
+    reasons = _processes.fatal_words(log)
     code = os.waitstatus_to_exitcode(status)
     # C++ code that gets no memory often aborts without a word.
     is_silent = memory_limit is not None and code == -signal.SIGABRT and not reasons
     if is_silent or any(map(_MEMORY.search, lines)):
         return f"failed: {out_of_memory(memory_limit)}"
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    reason = f": {reasons[0][:_LONGEST]}" if reasons else ""
+    how = _processes.how_it_ended(code)
+    reason = f": {reasons[0]}" if reasons else ""
     return (
         f"crashed ({how}){reason}. Try fixed shapes (`input_shapes`), unrolled loops, "
         'quantization="dynamic" instead of int8, or `allow_float_fallback=True`; the '

@@ -17,6 +17,7 @@ import struct
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+from tfopt import _processes
 from tfopt.conversion import _errors, _graphs, _lowering, _verification
 from tfopt.types import TfoptError
 
@@ -32,10 +33,7 @@ def main(descriptor: int) -> None:
             two file descriptors, the socket of the job and its log, and gets the
             job's process id, and its exit status in the end.
     """
-    # Ctrl-C is for the user's process, which then ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A crash is expected here; its memory image would only fill the disk.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _processes.settle()
     control = socket.socket(fileno=descriptor)
     with contextlib.suppress(OSError):
         control.sendall(NUMBER.pack(0))  # ready

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,16 +20,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfopt import _processes
 from tfopt.conversion import _errors, _lowering, _verification
 from tfopt.types import ConversionError, Signature, TfoptError, VerificationError
 
-_START = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
-    "from tfopt.conversion import _fork_server; _fork_server.main(int(sys.argv[1]))"
-)
+_START = _processes.server_code("tfopt.conversion._fork_server")
 _START_SECONDS = 180.0  # to load TensorFlow, on a busy machine
 _END_SECONDS = 5.0
-_LOG_BYTES = 1 << 16
 _ERRORS = {
     kind.__name__: kind
     for kind in (TfoptError, ConversionError, VerificationError, ValueError)
@@ -134,17 +130,8 @@ class _Server:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._control, theirs = socket.socketpair()
         self._is_ready = False
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,
-            )
+        self._process, self._control = _processes.start_server(_START, self._log)
 
     @property
     def is_usable(self) -> bool:
@@ -197,9 +184,7 @@ class _Server:
             status = self._number(NUMBER, None)
             if answer is not None:
                 return answer
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - _LOG_BYTES))
-            text = log.read().decode("utf-8", "replace")
+            text = _processes.tail(log)
         why = _errors.crash(
             text,
             status,
@@ -211,11 +196,7 @@ class _Server:
     def end(self) -> None:
         """Ends the server and the job it runs."""
         self._control.close()
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        _processes.end(self._process, grace_s=_END_SECONDS)
         self._log.close()
 
     def abandon(self) -> None:
@@ -238,13 +219,12 @@ class _Server:
         return number.unpack(content)[0]
 
     def _gone(self) -> None:
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        words = _processes.last_words(_processes.tail(self._log))
         self.end()
         raise TfoptError(
             "The process for conversions cannot be started, or was ended by someone; "
             "try again, or convert with isolate=False. "
-            f"Received: {lines[-1] if lines else 'no message'}"
+            f"Received: {words or 'no message'}"
         )
 
 

@@ -1,7 +1,5 @@
 """Runs a model and its frozen form on the same inputs; a child process of `verify`.
 
-    python -m tfopt.freezing._execution request.json
-
 Both run in TF1 sessions, which load every kind of SavedModel and graph alike, several
 calls in a row so that state shows. With Grappler off the results must be equal bit by
 bit; with it on, constants can be folded that were variables, which rounds differently.
@@ -10,9 +8,7 @@ bit; with it on, constants can be folded that were variables, which rounds diffe
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,23 +16,22 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfopt import artifacts
+from tfopt import _processes, artifacts
 
 _WORDS = (b"a", b"b", b"the", b"hello world", b"")
 _CALLS = 3
 
 
-def main() -> None:
-    """Reads a request, runs it and prints the findings as JSON."""
-    request = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
-    findings = {}
+def findings(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what running both models shows, by signature."""
+    found = {}
     for key, signature in request["signatures"].items():
         inputs = [
             make_inputs(signature["inputs"], request["data"], seed)
             for seed in range(_CALLS)
         ]
-        findings[key] = _compare(request, signature, inputs)
-    print(json.dumps(findings))
+        found[key] = _compare(request, signature, inputs)
+    return found
 
 
 def make_inputs(
@@ -94,10 +89,10 @@ def _compare(
     ours = run(frozen, signature, inputs, grappler=False)
     loose = run(original, signature, inputs, grappler=True)
     ours_loose = run(frozen, signature, inputs, grappler=True)
-    findings = compare(exact, again, ours)
-    for name, found in findings.items():
+    outputs = compare(exact, again, ours)
+    for name, found in outputs.items():
         found["optimized_difference"] = difference(loose[name], ours_loose[name])
-    return findings
+    return outputs
 
 
 def compare(
@@ -267,4 +262,4 @@ def epsilon(dtype: np.dtype) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    _processes.answer(findings)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
-import re
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _processes
 from tfopt.freezing import flow as flows
 from tfopt.freezing import restore
 from tfopt.freezing.flow import attr, producer
@@ -28,9 +23,6 @@ _CHECKPOINT_OPS = frozenset({"RestoreV2", "SaveV2", "MergeV2Checkpoints"})
 # Results may differ by this many units in the last place of the largest output when
 # TensorFlow's optimizer sees constants instead of variables (it folds and fuses more).
 _ULPS = 1000
-
-# The line in which Python names an exception that wasn't caught.
-_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 @dataclasses.dataclass
@@ -305,37 +297,15 @@ def _describe(inputs: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _run_child(request: Mapping[str, Any]) -> dict[str, Any]:
-    with artifacts.temporary_folder() as folder:
-        file = pathlib.Path(folder) / "request.json"
-        file.write_text(json.dumps(request), encoding="utf-8")
-        root = pathlib.Path(__file__).parents[2]
-        paths = [str(root), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-m", "tfopt.freezing._execution", str(file)],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        reason = last_exception(done.stderr)
+    settings = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    try:
+        return _processes.ask("tfopt.freezing._execution", request, settings=settings)
+    except _processes.Death as death:
         raise VerificationError(
             "The models cannot be run for comparison. Expected inputs made up from the "
             "signature to work; give real ones with `verify_data` (an .npz file). "
-            f"Received: exit code {done.returncode}: {reason}"
-        )
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def last_exception(output: str) -> str:
-    """Returns the message of the last exception in a process's output."""
-    lines = output.strip().splitlines() or ["no message"]
-    starts = [n for n, line in enumerate(lines) if _EXCEPTION.match(line)]
-    return " ".join(" ".join(lines[starts[-1] if starts else -1 :]).split())[:500]
+            f"Received: {death}"
+        ) from None
 
 
 def _judge(name: str, found: Mapping[str, Any]) -> None:

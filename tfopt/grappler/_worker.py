@@ -1,7 +1,5 @@
 """What child processes do; see `child`.
 
-    python -m tfopt.grappler._worker request.json
-
 This process imports TensorFlow but starts nothing of it, so that it can fork for each
 job. The fork writes to files what it logged and what it found.
 """
@@ -27,22 +25,20 @@ from tensorflow.python.grappler import cluster as clusters
 from tensorflow.python.grappler import item as items
 from tensorflow.python.grappler import tf_optimizer
 
-from tfopt import benchmark
-from tfopt.freezing import _execution, checking, functions, rewrite
+from tfopt import _processes, benchmark
+from tfopt.freezing import _execution, functions, rewrite
 
 _PRODUCTS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
 _POLL_S = 0.01
 _FINISH_S = 5.0
 
 
-def main() -> None:
-    """Reads a request, runs its jobs and writes their outcomes as JSON."""
-    request = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
-    folder = pathlib.Path(request["folder"])
+def outcomes(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs the jobs of a request; returns the fields of their `Outcome`s."""
     # Of Python 3.12 and later: NumPy has idle threads of its own at this point.
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-    outcomes = [_run(job, request["timeout_s"], folder) for job in request["jobs"]]
-    pathlib.Path(request["answer"]).write_text(json.dumps(outcomes), encoding="utf-8")
+    folder = pathlib.Path(request["folder"])
+    return [_run(job, request["timeout_s"], folder) for job in request["jobs"]]
 
 
 def _run(
@@ -65,14 +61,10 @@ def _run(
     }
     if not in_time:
         outcome |= {"status": "timeout", "message": f"no result after {timeout_s:g} s"}
-    elif os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        reason = _crash_reason(outcome["log"])
-        outcome |= {"status": "crashed", "message": f"{name}: {reason}"}
-    elif not answer.exists():
-        reason = checking.last_exception(outcome["log"])
-        code = os.waitstatus_to_exitcode(status)
-        outcome |= {"status": "crashed", "message": f"exit code {code}: {reason}"}
+    elif os.WIFSIGNALED(status) or not answer.exists():
+        how = _processes.how_it_ended(os.waitstatus_to_exitcode(status))
+        reason = _processes.last_words(outcome["log"]) or "no message"
+        outcome |= {"status": "crashed", "message": f"{how}: {reason}"}
     else:
         outcome |= json.loads(answer.read_text(encoding="utf-8"))
     return outcome
@@ -88,16 +80,6 @@ def _wait(pid: int, deadline: float) -> tuple[int, bool]:
             os.kill(pid, signal.SIGKILL)
             return os.waitpid(pid, 0)[1], False
         time.sleep(_POLL_S)
-
-
-def _crash_reason(log: str) -> str:
-    """Returns the line in which TensorFlow says why it aborts."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in reversed(lines):
-        # A fatal message of absl, or what the C++ library prints of an exception.
-        if line.startswith("F0") or "what():" in line or "Check failed" in line:
-            return line.split("] ", 1)[-1][:300]
-    return lines[-1][:300] if lines else "no message"
 
 
 def _work(job: Mapping[str, Any], log: pathlib.Path, answer: pathlib.Path) -> None:
@@ -334,4 +316,4 @@ _TASKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 if __name__ == "__main__":
-    main()
+    _processes.answer(outcomes)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import artifacts
+from tfopt import _processes, artifacts
 from tfopt.types import TfoptError
 
 # For TensorFlow's start, beside the time of the jobs.
@@ -65,58 +59,28 @@ def run_all(
     Raises:
         TfoptError: TensorFlow itself cannot be started.
     """
-    with artifacts.temporary_folder() as folder:
-        request = pathlib.Path(folder) / "request.json"
-        answer = pathlib.Path(folder) / "answer.json"
-        content = {
-            "jobs": list(jobs),
-            "timeout_s": timeout_s,
-            "folder": folder,
-            "answer": str(answer),
-        }
-        request.write_text(json.dumps(content), encoding="utf-8")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tfopt.grappler._worker", str(request)],
-            env=_environment(onednn),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # All its forks can be ended with it.
-            start_new_session=True,
-        )
-        try:
-            _, log = process.communicate(timeout=_START_S + timeout_s * len(jobs))
-        except subprocess.TimeoutExpired:
-            raise TfoptError(
-                "TensorFlow does not start. Expected `import tensorflow` to work in a "
-                f"child process. Received: no answer in {_START_S:.0f} s"
-            ) from None
-        finally:
-            _end(process)
-        if process.returncode != 0 or not answer.exists():
-            raise TfoptError(
-                "TensorFlow cannot be run in a child process. Expected `import "
-                f"tensorflow` to work there. Received: exit code {process.returncode}: "
-                f"{log.decode(errors='replace').strip()[-500:]}"
-            )
-        return [Outcome(**item) for item in json.loads(answer.read_text("utf-8"))]
-
-
-def _environment(onednn: bool) -> dict[str, str]:
-    root = str(pathlib.Path(__file__).parents[2])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    settings = {
         # Grappler tells in its log, and only there, what it did and what it ignored.
         "TF_CPP_MIN_LOG_LEVEL": "0",
         "TF_CPP_VMODULE": "meta_optimizer=2",
         **({} if onednn else {"TF_ENABLE_ONEDNN_OPTS": "0"}),
     }
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ends the process with its forks, if it is still there (a Ctrl-C, a hang)."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    limit = _START_S + timeout_s * len(jobs)
+    try:
+        # The folder is of this process, which survives the other.
+        with artifacts.temporary_folder() as folder:
+            request = {"jobs": list(jobs), "timeout_s": timeout_s, "folder": folder}
+            answer = _processes.ask(
+                "tfopt.grappler._worker", request, timeout_s=limit, settings=settings
+            )
+    except TimeoutError as error:
+        raise TfoptError(
+            "TensorFlow does not start. Expected `import tensorflow` to work in a "
+            f"child process. Received: {error}"
+        ) from None
+    except _processes.Death as death:
+        raise TfoptError(
+            "TensorFlow cannot be run in a child process. Expected `import "
+            f"tensorflow` to work there. Received: {death}"
+        ) from None
+    return [Outcome(**item) for item in answer]

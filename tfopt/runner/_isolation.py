@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tfopt import _processes
 from tfopt.runner._model_file import Entry
 from tfopt.runner._port import Port
 from tfopt.types import TfoptError
@@ -23,10 +24,7 @@ from tfopt.types import TfoptError
 _START_SECONDS = 120.0  # to start Python, on a busy machine
 _END_SECONDS = 5.0
 _MAX_LOG_BYTES = 1 << 20
-_START = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
-    "from tfopt.runner import _worker; _worker.main(int(sys.argv[1]))"
-)
+_START = _processes.server_code("tfopt.runner._worker")
 _ERRORS = {"ValueError": ValueError, "TfoptError": TfoptError}
 
 _AnyPeer = TypeVar("_AnyPeer", bound="_Peer")
@@ -291,7 +289,8 @@ class _Peer:
         how = f"ended with exit code {code}"
         if code < 0:
             # The exit code is the one that a shell shows.
-            how = f"crashed with {_signal_name(-code)} (exit code {128 - code})"
+            how = f"crashed with {_processes.how_it_ended(code)}"
+            how += f" (exit code {128 - code})"
         if -code == signal.SIGKILL:
             how += ", perhaps for want of memory"
         words = self._last_words()
@@ -299,13 +298,9 @@ class _Peer:
 
     def _last_words(self) -> str:
         try:
-            size = os.fstat(self._log.fileno()).st_size
-            tail = os.pread(self._log.fileno(), 4096, max(0, size - 4096))
+            return _processes.last_words(_processes.tail(self._log))
         except ValueError:  # closed meanwhile
             return ""
-        lines = [line.strip() for line in tail.decode(errors="replace").splitlines()]
-        lines = [line for line in lines if line and not line.startswith("INFO:")]
-        return lines[-1][:300] if lines else ""
 
     def _shorten_log(self) -> None:
         if os.fstat(self._log.fileno()).st_size > _MAX_LOG_BYTES:
@@ -316,20 +311,15 @@ class _Process(_Peer):
     """A process that starts from nothing."""
 
     def __init__(self, timeout_s: float | None):
-        ours, theirs = socket.socketpair()
         log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         _append_only(log.fileno())
-        super().__init__(ours, log, timeout_s)
+        self._process, end = _processes.start_server(
+            _START,
+            log,
+            stdin=subprocess.PIPE,  # tells it when this process is gone
+        )
+        super().__init__(end, log, timeout_s)
         self.lock = threading.Lock()  # of a template, which several threads ask
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path],
-                stdin=subprocess.PIPE,  # tells it when this process is gone
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for this process
-            )
         try:
             self._answer(_START_SECONDS)
         except (Crash, OSError) as error:
@@ -368,8 +358,7 @@ class _Process(_Peer):
 
     def _wait(self, *, kill: bool) -> int | None:
         if kill:
-            self._process.kill()
-            return self._process.wait()
+            return _processes.end(self._process)
         try:
             return self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -418,10 +407,3 @@ def _append_only(descriptor: int) -> None:
 
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -10,7 +10,6 @@ no other thread's locks and work are lost.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tfopt import _processes
 from tfopt.runner._engine import LocalEngine
 from tfopt.runner._model_file import read_model_file
 from tfopt.runner._port import Port
@@ -36,13 +36,7 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: The socket to the Runner.
     """
-    # Ctrl-C is for the Runner, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(ImportError, ValueError):
-        import resource
-
-        # A crash is expected here; its memory image would only fill the disk.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _processes.settle()
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 about forking
     _serve(descriptor, _Server())
 

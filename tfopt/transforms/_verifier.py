@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
-import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfopt import artifacts
+from tfopt import _processes
 from tfopt.transforms import _frames
 from tfopt.transforms._base import Promise
 from tfopt.transforms._sources import Source, serialize
@@ -25,32 +24,24 @@ _PATIENCE = 20.0
 
 
 class Verifier:
-    """A child process that holds the original's results.
+    """A child process that holds the original's results."""
 
-    Args:
-        folder: For what the child writes to stderr.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self._log = folder / "stderr"
-        root = pathlib.Path(__file__).parents[2]
-        paths = [str(root), os.environ.get("PYTHONPATH", "")]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tfopt.transforms._execution"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-                    "TF_CPP_MIN_LOG_LEVEL": "2",
-                    # oneDNN rewrites graphs while they are loaded, and a GPU computes
-                    # otherwise: here every node is to be computed as it stands.
-                    "TF_ENABLE_ONEDNN_OPTS": "0",
-                    "CUDA_VISIBLE_DEVICES": "-1",
-                },
-            )
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        settings = {
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            # oneDNN rewrites graphs while they are loaded, and a GPU computes
+            # otherwise: here every node is to be computed as it stands.
+            "TF_ENABLE_ONEDNN_OPTS": "0",
+            "CUDA_VISIBLE_DEVICES": "-1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tfopt.transforms._execution"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=_processes.environment(settings),
+        )
         self._limit = _SECONDS
 
     def start(self, source: Source, data: str | None) -> list[str]:
@@ -100,13 +91,11 @@ class Verifier:
 
     def close(self) -> None:
         """Ends the child."""
-        if self._process.poll() is None:
-            self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
+        _processes.end(self._process)
+        for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self._process.wait()
 
     def _ask(self, request: Mapping[str, Any], graph: bytes) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -135,22 +124,19 @@ class Verifier:
         """Returns why the child died."""
         if is_expired:
             return f"it did not end within {self._limit:.0f} s"
-        code = self._process.wait()
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = " ".join(line.strip() for line in lines[-4:] if line.strip())
-        return f"TensorFlow's process died ({name}): {last[-400:] or 'no message'}"
+        how = _processes.how_it_ended(self._process.wait())
+        words = _processes.last_words(_processes.tail(self._log))
+        return f"TensorFlow's process died ({how}): {words or 'no message'}"
 
 
 @contextlib.contextmanager
 def open_verifier() -> Iterator[Verifier]:
     """Yields a child process, which ends with the block."""
-    with artifacts.temporary_folder() as folder:
-        verifier = Verifier(pathlib.Path(folder))
-        try:
-            yield verifier
-        finally:
-            verifier.close()
+    verifier = Verifier()
+    try:
+        yield verifier
+    finally:
+        verifier.close()
 
 
 def faults(
