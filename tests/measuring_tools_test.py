@@ -40,7 +40,9 @@ def run(tool, *arguments, folder):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     inputs, outputs = samples.write_all(folder)
-    np.savez(folder / "data.npz", x_test=inputs, y_test=outputs.argmax(axis=1))
+    labels = outputs.argmax(axis=1)
+    np.savez(folder / "data.npz", x_test=inputs, y_test=labels)
+    np.savez(folder / "raw.npz", x_test=inputs * -4, y_test=labels)
     return folder
 
 
@@ -68,7 +70,8 @@ def test_compare_models(folder):
     done = run(
         "compare_models",
         *("--model=float=float.tflite", "--model=int8=int8.tflite"),
-        *("--data=data.npz", "--metric=accuracy,f1", "--output_dir=out"),
+        *("--data=raw.npz", "--input_scale=-0.25"),  # undoes what was done to them
+        *("--metric=accuracy,f1", "--output_dir=out"),
         *("--num_runs=1", "--reference=float", "--num_examples=32"),
         folder=folder,
     )

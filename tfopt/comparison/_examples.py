@@ -30,6 +30,14 @@ class Examples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def scaled(self, factor: float) -> Examples:
+        """Returns the examples with float32 inputs times a factor; 1 changes nothing."""
+        if factor == 1:
+            return self
+        number = np.float32(factor)
+        inputs = {key: x.astype(np.float32) * number for key, x in self.inputs.items()}
+        return Examples(inputs, self.labels)
+
 
 def load(data: Any, *, limit: int | None = None) -> Examples:
     """Brings data into one form; see `compare`.
