@@ -37,37 +37,6 @@ def quantization(search: Search) -> None:
         search.attempt("int16x8", steps, parent=plain)
 
 
-def weights_alone(search: Search) -> frozenset[str]:
-    """Finds out which bits the weights alone stand, activations left in float.
-
-    Returns:
-        Some of `"int8_weights"` and `"int4_weights"`; what breaks the budget here need
-        not be tried at all.
-    """
-    tried = ("int8_weights", "int4_weights")
-    try:
-        found = search.sensitivity(tried, "whole")
-    except (TfoptError, ValueError) as error:
-        search.notes.append(f"Weights alone could not be quantized: {error}")
-        return frozenset()
-    fine = set()
-    for method in tried:
-        metric = found.whole[method].metric
-        if metric is None or found.baseline is None:
-            continue
-        drop = search.problem.quality.drop(found.baseline, metric)
-        if drop <= search.budget:
-            fine.add(method)
-        else:
-            bits = method.removesuffix("_weights").removeprefix("int")
-            search.notes.append(
-                f"Weights of {bits} bits alone cost {drop:.4g} of "
-                f"{search.problem.quality.name}, over the budget of "
-                f"{search.budget:.4g}: such recipes are left out."
-            )
-    return frozenset(fine)
-
-
 def mixed(search: Search) -> None:
     """Keeps the layers in float whose return buys most for what it costs.
 

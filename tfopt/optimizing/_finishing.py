@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 # these keeps the budget there. Each of them with at least so many calls.
 _RUNS = 30
 # Times and memory differ by so much from run to run: of candidates as close as that
-# the smaller file is chosen, so that noise doesn't decide.
+# the smaller file is chosen, and of such files the most accurate one.
 _NOISE = 0.03
 
 
@@ -73,18 +73,17 @@ def finish(search: Search, stages: Sequence[Stage], *, dry_run: bool) -> Optimiz
 
 def _best(accepted: Sequence[Candidate], search: Search) -> Candidate | None:
     """Chooses by the final run: all in turn, and with more calls than in the search."""
-    costs = [_cost(item.holdout, search) for item in accepted]
     margin = 1.0 if search.objective == "size" else 1 + _NOISE
-    close = [
-        item
-        for item, cost in zip(accepted, costs, strict=True)
-        if cost <= margin * min(costs)
-    ]
-
-    def size(item: Candidate) -> float:
-        return _judging.cost(item.holdout, "size") if item.holdout else float("inf")
-
-    return min(close, key=size, default=None)
+    left = list(accepted)
+    for objective in (search.objective, "size"):
+        costs = [_judging.cost(x.holdout, objective) for x in left if x.holdout]
+        least = min(costs, default=0.0)
+        left = [
+            item
+            for item, cost in zip(left, costs, strict=True)
+            if cost <= margin * least
+        ]
+    return min(left, key=lambda item: item.judgement.drop or 0.0, default=None)
 
 
 def _final(

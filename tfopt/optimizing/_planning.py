@@ -67,7 +67,7 @@ def stages(search: Search, target: str, recipe: Recipe | None) -> list[Stage]:
         found = [Stage("rewrite the graph", run, _graphs.TRIALS, seconds)]
     else:
         found = [*_untrained(search, seconds), *_trained(search, seconds)]
-    each = search.seconds_at_the_end / FINALISTS
+    each = search.seconds_of_finalists / FINALISTS
     text = "on held-out examples, in processes of their own"
     return [*found, Stage("measure finalists", _nothing, FINALISTS, each, text)]
 
@@ -114,10 +114,7 @@ def _trained(search: Search, seconds: float) -> list[Stage]:
     if trainer is None:
         why = "there is no time" if search.problem.train else "there are no examples"
         return [Stage("train", _nothing, 0, seconds, f"{why}: see the notes")]
-
-    def run() -> None:
-        fine = _after_training.weights_alone(search)
-        _training.fine_tuned(search, trainer, low_bit="int4_weights" in fine)
+    run = functools.partial(_training.fine_tuned, search, trainer)
 
     planned = trainer.schedule
     short = trainer.seconds(planned.short)

@@ -206,7 +206,7 @@ def make_report(
     return Report(
         title="Optimization",
         tables=tables,
-        notes=[*notes, *_NOTES],
+        notes=[*notes, *(_NOTES if candidates else ())],
         data={
             **context,
             "best": best,
@@ -227,6 +227,7 @@ def _candidate_table(
         rows[name] = _row(item)
         if item.judgement.verdict != "accepted":
             reasons[name] = item.judgement.reason
+    memory = Column(key="memory", title="file and arena", unit="bytes")
     columns = [
         Column(key="verdict"),
         Column(key="front", title="Pareto"),
@@ -236,6 +237,7 @@ def _candidate_table(
         Column(key="ratio", title="gzip ratio", unit="×", format=".2f"),
         Column(key="latency_ms", title="latency", unit="ms"),
         Column(key="latency_ratio", title="of the original's", format=".2f"),
+        *([memory] if context["objective"] == "memory" else []),
         Column(key="kept_macs", title="MACs in float", format=".1%"),
         Column(key="held_out", title="held out"),
         Column(key="seconds", unit="s", format=".1f"),
@@ -259,6 +261,7 @@ def _row(item: Candidate) -> dict[str, Any]:
         row["ratio"] = figures.baseline_gzip_bytes / figures.gzip_bytes
     return {
         **row,
+        "memory": None if figures is None else figures.planned_bytes,
         "verdict": item.judgement.verdict,
         "front": "yes" if item.is_on_front else "",
         "drop": item.judgement.drop,

@@ -94,9 +94,13 @@ class Search:
 
     @property
     def seconds_at_the_end(self) -> float:
-        """What finalists and reports are expected to take."""
-        each = _FINALIST_SECONDS + self.study.baseline.seconds
-        return FINALISTS * each + _REPORT_SHARE * (self.time_budget or 0.0)
+        """What is set aside for finalists, reports and delays."""
+        return self.seconds_of_finalists + _REPORT_SHARE * (self.time_budget or 0.0)
+
+    @property
+    def seconds_of_finalists(self) -> float:
+        """What measuring them is expected to take."""
+        return FINALISTS * (_FINALIST_SECONDS + self.study.baseline.seconds)
 
     def note(self, text: str) -> None:
         """Notes a decision, for the report and for who watches."""

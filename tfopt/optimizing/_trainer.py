@@ -165,12 +165,15 @@ class Trainer:
         if left == float("inf"):
             return Schedule(_MOST_SHORT_EPOCHS, _LONG_EPOCHS_WITHOUT_LIMIT)
         fitting = max(left - self.seconds(0), 0) / self.seconds_per_epoch
+        if fitting < 1:
+            return Schedule(0, 0)
         each = _SHORT_SHARE * left / SHORT - self.seconds(0)
         short = min(int(each / self.seconds_per_epoch), _MOST_SHORT_EPOCHS)
-        if short < 1:
-            return Schedule(min(int(fitting), 1), 0)
+        short = max(short, 1)
         each = (left - SHORT * self.seconds(short)) / LONG - self.seconds(0)
         long = min(int(each / self.seconds_per_epoch), _MOST_LONG_EPOCHS)
+        if long <= short:  # there is time for a few trainings only: a single long one
+            long = int(fitting / 2)
         return Schedule(short, long if long > short else 0)
 
     def _probe(self) -> float:

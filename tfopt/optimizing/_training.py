@@ -22,6 +22,7 @@ from tfopt.optimizing._trials import Trial
 from tfopt.types import TfoptError
 
 _CLUSTERS = 8
+_LOW_BITS = "int4_weights"
 # Zeros that every network stands and that none does, and where to begin.
 _SPARSITY_LOW, _SPARSITY_HIGH, _SPARSITY_FIRST = 0.5, 0.99, 0.9
 _SHORT_TRIES = (3, 2)
@@ -89,7 +90,7 @@ class Line:
         return float(size * (other / size) ** share)
 
 
-def fine_tuned(search: Search, trainer: Trainer, low_bit: bool) -> None:
+def fine_tuned(search: Search, trainer: Trainer) -> None:
     """Trains candidates, as far as the time goes, for the objective."""
     planned = trainer.schedule
     later = f", then of {planned.long}" if planned.long else ""
@@ -98,13 +99,13 @@ def fine_tuned(search: Search, trainer: Trainer, low_bit: bool) -> None:
         f"trainings of {_epochs(planned.short)}{later}."
     )
     if search.objective == "size":
-        _for_size(search, trainer, low_bit and "low_bit" in search.methods)
+        _for_size(search, trainer)
     else:
         _for_speed(search, trainer)
 
 
-def _for_size(search: Search, trainer: Trainer, low_bit: bool) -> None:
-    lines = _lines(search, low_bit)
+def _for_size(search: Search, trainer: Trainer) -> None:
+    lines = _lines(search)
     interval = {
         "low": _SPARSITY_LOW,
         "high": _SPARSITY_HIGH,
@@ -125,16 +126,41 @@ def _for_size(search: Search, trainer: Trainer, low_bit: bool) -> None:
         _at_the_front(search, trainer, lines)
 
 
-def _lines(search: Search, low_bit: bool) -> list[Line]:
+def _lines(search: Search) -> list[Line]:
     if "prune" not in search.methods:
         return []
     if "quantize_aware" not in search.methods:
         return [Line("all values", None)]
-    bits = 4 if low_bit else 8
+    bits = 4 if "low_bit" in search.methods and _stands_low_bits(search) else 8
     found = [Line(f"{bits} bits", bits)]
     if "cluster" in search.methods:
         found.append(Line(f"{_CLUSTERS} clusters", 8, _CLUSTERS))
     return found
+
+
+def _stands_low_bits(search: Search) -> bool:
+    """Tests early what 4 bits cost: of the weights alone, activations in float.
+
+    What breaks the budget there isn't worth a training.
+    """
+    quality = search.problem.quality
+    try:
+        found = search.sensitivity((_LOW_BITS,), "whole")
+    except (TfoptError, ValueError) as error:
+        search.note(f"Low bits are left out: they cannot be tested. {error}")
+        return False
+    value = found.whole[_LOW_BITS].metric
+    if value is None or found.baseline is None:
+        search.note(f"Low bits are left out: {quality.name} cannot be measured.")
+        return False
+    drop = quality.drop(found.baseline, value)
+    fits = drop <= search.budget
+    search.note(
+        f"Weights of 4 bits alone, not trained for it, cost {drop:.4g} of "
+        f"{quality.name}; the budget is {search.budget:.4g}: they are "
+        + ("tried." if fits else "left out.")
+    )
+    return fits
 
 
 def _at_the_front(search: Search, trainer: Trainer, lines: list[Line]) -> None:
@@ -245,16 +271,25 @@ class Channels:
         if beyond and planned.long:
             attempt = functools.partial(self._attempt, planned.long)
             self._search.bisect(attempt, low=best, first=min(beyond), **options)
+        best = max(self._accepted)
+        if best and planned.long:  # as fast, but further from the edge of the budget
+            self._train(planned.long, best)
 
     def _attempt(self, epochs: int, fraction: float) -> Trial | None:
-        search = self._search
-        remove = {"do": "remove_channels", "sparsity": fraction, "round_to": 4}
-        shapes = self._shapes(remove)
+        shapes = self._shapes(fraction)
         for length in (self._trainer.schedule.short, epochs):
             known = self._known.get((shapes, length))
             # Fractions that remove the same; what failed may do so for being short.
-            if known and (length == epochs or search.is_accepted(known)):
+            if known and (length == epochs or self._search.is_accepted(known)):
                 return self._noted(fraction, known)
+        trial = self._train(epochs, fraction)
+        if trial is not None:
+            self._known[shapes, epochs] = trial
+            self._noted(fraction, trial)
+        return trial
+
+    def _train(self, epochs: int, fraction: float) -> Trial | None:
+        search = self._search
 
         def candidate(epochs: int) -> tuple[str, list[dict[str, Any]]]:
             methods: list[dict[str, Any]] = []
@@ -263,28 +298,29 @@ class Channels:
             methods += _distilled(search)
             last = convert(**INT8) if methods else best_conversion(search)
             name = f"{fraction:.0%} of the channels removed, {_epochs(epochs)}"
+            remove = {"do": "remove_channels", **_removal(fraction)}
             return name, [remove, self._trainer.step(methods, epochs), last]
 
-        trial = _trained(search, self._trainer, candidate, epochs)
-        if trial is not None:
-            self._known[shapes, epochs] = trial
-            self._noted(fraction, trial)
-        return trial
+        return _trained(search, self._trainer, candidate, epochs)
 
     def _noted(self, fraction: float, trial: Trial) -> Trial:
         fine = self._search.is_accepted(trial)
         (self._accepted if fine else self._rejected).add(fraction)
         return trial
 
-    def _shapes(self, remove: dict[str, Any]) -> str:
-        options = {key: value for key, value in remove.items() if key != "do"}
+    def _shapes(self, fraction: float) -> str:
+        """Returns what tells one removal from another."""
         try:
             removal = surgery.remove_channels_with_report(
-                self._trainer.model, seed=self._search.study.seed, **options
+                self._trainer.model, seed=self._search.study.seed, **_removal(fraction)
             )
         except (TfoptError, ValueError):
-            return str(options)  # the trial will say why
+            return str(fraction)  # the trial will say why
         return str([weight.shape for weight in removal.model.get_weights()])
+
+
+def _removal(fraction: float) -> dict[str, Any]:
+    return {"sparsity": fraction, "round_to": 4}
 
 
 def _quantize_aware(search: Search, trainer: Trainer) -> None:
