@@ -25,11 +25,16 @@ def files(tmp_path_factory):
 
 
 def run_tool(files, *arguments):
+    return run_optimize(
+        f"--model={files / 'm.keras'}", f"--data={files / 'd.npz'}", *arguments
+    )
+
+
+def run_optimize(*arguments):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [
             *(sys.executable, str(ROOT / "tools" / "optimize.py")),
-            *(f"--model={files / 'm.keras'}", f"--data={files / 'd.npz'}"),
             *arguments,
         ],
         env={**os.environ, "PYTHONPATH": path},

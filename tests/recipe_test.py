@@ -12,6 +12,7 @@ from tfopt.data import Split
 
 INT8 = {"do": "convert", "quantization": "int8", "min_sqnr": -100.0}
 FLOAT = {"do": "convert"}
+HALF = {"sparsity": 0.5}
 
 
 def data():
@@ -37,7 +38,11 @@ def test_a_recipe_is_the_same_after_a_round_trip(tmp_path):
     recipe = tfopt.Recipe(
         steps=[
             {"do": "remove_channels", "sparsity": 0.5},
-            {"do": "train", "epochs": 2, "methods": [{"name": "quantize_aware"}]},
+            {
+                "do": "train",
+                "epochs": 2,
+                "methods": [{"name": "quantize_aware"}, {"name": "prune"}],
+            },
             INT8,
         ],
         rules=[{"layers": "*", "precision": "float"}, {"layers": "a", "sparsity": 0.5}],
@@ -82,10 +87,15 @@ def test_a_recipe_is_the_same_after_a_round_trip(tmp_path):
                 FLOAT,
             ]
         },
-        {"steps": [FLOAT], "rules": [{"layers": "a"}]},
-        {"steps": [FLOAT], "rules": [{"layers": "a", "precision": "int3"}]},
-        {"steps": [FLOAT], "rules": [{"layers": "", "sparsity": 0.5}]},
-        {"steps": [FLOAT], "rules": [{"layers": "a", "sparsity": 1.0}]},
+        {"steps": [FLOAT], "rules": [{"layers": "a", "precision": "float"}]},
+        {"steps": [INT8], "rules": [{"layers": "a", "sparsity": 0.5}]},
+        {"steps": [INT8], "rules": [{"layers": "a"}]},
+        {"steps": [INT8], "rules": [{"layers": "a", "precision": "int3"}]},
+        {"steps": [{"do": "prune_once"}, FLOAT], "rules": [{"layers": "", **HALF}]},
+        {
+            "steps": [{"do": "prune_once"}, FLOAT],
+            "rules": [{"layers": "a", "sparsity": 1.0}],
+        },
         {"steps": [FLOAT], "seed": -1},
         {"steps": [FLOAT], "name": 3},
     ],

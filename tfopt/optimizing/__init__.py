@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from tfopt import _trust, artifacts
 from tfopt.optimizing import (
     _adopting,
     _finishing,
@@ -44,6 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
+@_trust.with_safe_mode
 def optimize(
     model: Any,
     data: Any,
@@ -69,6 +71,7 @@ def optimize(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     seed: int = 0,
     dry_run: bool = False,
+    safe_mode: bool = True,
 ) -> OptimizeResult:
     """Searches for the best file that loses no more than a budget allows.
 
@@ -89,7 +92,7 @@ def optimize(
     Args:
         model: A Keras model, a `.keras` or `.h5` file, a SavedModel directory, a
             `tf.function` with an input signature, or a frozen graph: a GraphDef or its
-            file, with `inputs` and `outputs`. It is not changed.
+            file, with `inputs` and `outputs` unless they are clear. It is not changed.
         data: With training examples: a `tfopt.Data` or a data spec, see
             `tfopt.load_data`. Without: a pair (inputs, labels) of arrays [n, ...] (or
             dictionaries of them by name), or inputs alone.
@@ -113,8 +116,8 @@ def optimize(
         learning_rate: At the start of each training; it falls to zero.
         optimizer: Name of a Keras optimizer.
         loss: Name of a Keras loss, by default found out, see `tfopt.finetune`.
-        inputs: Input tensors of a frozen graph.
-        outputs: Output tensors of a frozen graph.
+        inputs: Input tensors of a frozen graph, by default its placeholders.
+        outputs: Its output tensors, by default the only result that nothing else uses.
         trials_dir: Folder for trials; by default `trials` in `output_dir`, else a
             temporary folder that stays.
         output_dir: Folder for `best.tflite` (or `best`), `recipe.json`, `report.json`,
@@ -123,6 +126,8 @@ def optimize(
         seed: Of the division of examples and of everything that is drawn. The same
             seed gives the same result, if neither times nor latencies decide.
         dry_run: Measure the original and the speed of training, and return the plan.
+        safe_mode: Refuse model files that could run code, reach other files or the
+            network. False opens and runs whatever they hold.
 
     Returns:
         The best candidate, all others with verdicts and reasons, and the report.
@@ -130,7 +135,8 @@ def optimize(
 
     Raises:
         ValueError: An argument is wrong, or doesn't go with another one.
-        TfoptError: The model or data cannot be read, or the model cannot be converted.
+        TfoptError: The model or data cannot be read, the model cannot be converted, or
+            another process works in `trials_dir`.
 
     Example:
         >>> found = optimize(model, (images, labels), max_accuracy_drop=0.05,
@@ -142,40 +148,43 @@ def optimize(
     _check(max_accuracy_drop, objective, target, time_budget, epochs, methods)
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
-    opened = _models.open_model(model, inputs=inputs, outputs=outputs)
+    folder = _folder(trials_dir, output_dir)
+    opened = _models.open_model(model, inputs=inputs, outputs=outputs, folder=folder)
     problem = _problem.pose(
         opened, data, metric=metric, higher_is_better=higher_is_better, seed=seed
     )
     wanted = recipe.target if recipe is not None else target
-    folder = _folder(trials_dir, output_dir)
-    study = _trials.Study(
-        problem,
-        folder,
-        teacher=teacher,
-        seed=seed,
-        baseline=_planning.baseline(wanted, seed),
-        output=output,
-    )
-    search = Search(
-        problem=problem,
-        study=study,
-        budget=max_accuracy_drop,
-        objective=objective,
-        methods=frozenset(METHODS[wanted] if methods is None else methods),
-        time_budget=time_budget,
-        training=Training(epochs, batch_size, learning_rate, optimizer, loss),
-        has_teacher=teacher is not None,
-        started=started,
-    )
-    stages = _planning.stages(search, wanted, recipe)
-    if not dry_run:
-        for stage in stages:
-            stage.run()
-        if recipe is None:
-            _adopting.adopt(search)
-    result = _finishing.finish(search, stages, dry_run=dry_run)
     if output_dir is not None and not dry_run:
-        result.write(output_dir)
+        artifacts.prepare([pathlib.Path(output_dir) / "report.json"])
+    with artifacts.work_lock(folder, name="trials_dir"):
+        study = _trials.Study(
+            problem,
+            folder,
+            teacher=teacher,
+            seed=seed,
+            baseline=_planning.baseline(wanted, seed),
+            output=output,
+        )
+        search = Search(
+            problem=problem,
+            study=study,
+            budget=max_accuracy_drop,
+            objective=objective,
+            methods=frozenset(METHODS[wanted] if methods is None else methods),
+            time_budget=time_budget,
+            training=Training(epochs, batch_size, learning_rate, optimizer, loss),
+            has_teacher=teacher is not None,
+            started=started,
+        )
+        stages = _planning.stages(search, wanted, recipe)
+        if not dry_run:
+            for stage in stages:
+                stage.run()
+            if recipe is None:
+                _adopting.adopt(search)
+        result = _finishing.finish(search, stages, dry_run=dry_run)
+        if output_dir is not None and not dry_run:
+            result.write(output_dir)
     return result
 
 

@@ -1,23 +1,21 @@
-"""Stages without training: quantization, layers kept in float, pruning at once."""
+"""Stages without training: quantization of whole models, and pruning at once."""
 
 from __future__ import annotations
 
-import functools
-import glob
-from collections.abc import Sequence
 from typing import Any
 
 from tfopt.optimizing._search import Search, convert
 from tfopt.optimizing._trials import Trial
-from tfopt.quantization import QuantizationSensitivity
-from tfopt.recipe import Rule
-from tfopt.types import TfoptError
 
 INT8: dict[str, Any] = {"quantization": "int8"}
 REFINED: dict[str, Any] = {**INT8, "equalize": True, "correct_bias": True}
-# Trials for the division of layers and for sparsity at once, at most.
-MIXED_TRIES, SPARSITY_TRIES = 24, 4
-_NAMED = 3
+# Trials for sparsity at once, at most.
+SPARSITY_TRIES = 4
+# Correcting biases runs the model once per layer, without its fast kernels. It is left
+# out where that takes more than this share of the time.
+_SLOWER, _REFINED_SHARE = 3.0, 0.1
+_CORRECTION_EXAMPLES = 128
+_LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 def quantization(search: Search) -> None:
@@ -25,10 +23,12 @@ def quantization(search: Search) -> None:
     for name in ("float16", "dynamic", "int8"):
         if name in search.methods:
             search.attempt(name, [convert(quantization=name)])
-    plain = int8_trial(search)
-    if plain is None or search.is_accepted(plain):
+    if "int8" not in search.methods:
         return
-    if "equalize" in search.methods:
+    plain = search.attempt("int8", [convert(**INT8)])
+    if search.is_accepted(plain):
+        return
+    if "equalize" in search.methods and _has_time_to_refine(search, plain):
         search.attempt(
             "int8, equalized, biases corrected", [convert(**REFINED)], parent=plain
         )
@@ -37,52 +37,27 @@ def quantization(search: Search) -> None:
         search.attempt("int16x8", steps, parent=plain)
 
 
-def mixed(search: Search) -> None:
-    """Keeps the layers in float whose return buys most for what it costs.
-
-    From the saved scores follows an order of layers, by noise per cost. The shortest
-    beginning of it that keeps the budget is found by bisection; then one layer after
-    the other is given back, the dearest that can be spared first, each time measured
-    anew.
-    """
-    plain = int8_trial(search)
-    if plain is None or search.is_accepted(plain):
-        return
-    try:
-        scores = search.sensitivity(("int8",), "alone")
-    except (TfoptError, ValueError) as error:
-        search.notes.append(f"The sensitivity of layers is unknown: {error}")
-        return
-    explain(search, plain, scores)
-    costs = _costs(search, scores)
-    order = _order(scores, costs)
-    attempt = functools.partial(_attempt_mixed, search, plain, list(scores.layers))
-    kept = _shortest(search, order, attempt)
-    if kept is None:
-        search.notes.append("No division into int8 and float layers keeps the budget.")
-        return
-    _step_back(search, kept, costs, attempt)
-
-
-def int8_trial(search: Search) -> Trial | None:
-    """Returns the trial with all layers in int8; None if it isn't wanted."""
-    if "int8" not in search.methods:
-        return None
-    return search.attempt("int8", [convert(**INT8)])
-
-
-def explain(search: Search, plain: Trial, scores: QuantizationSensitivity) -> None:
-    """Notes why full int8 loses: which layers make the noise."""
-    noises = {name: score.noise for name, score in scores.alone["int8"].items()}
-    total = sum(noises.values()) or 1.0
-    worst = sorted(noises, key=lambda name: noises[name], reverse=True)[:_NAMED]
-    shares = ", ".join(f"{name} {noises[name] / total:.0%}" for name in worst)
-    whole = scores.whole["int8"].sqnr_db
-    ratio = "" if whole is None else f" (signal to noise {whole:.1f} dB)"
-    search.notes.append(
-        f"Why not int8 throughout: {search.judge(plain).reason}{ratio}. "
-        f"The layers that make most of the noise: {shares}."
+def _has_time_to_refine(search: Search, plain: Trial) -> bool:
+    """Whether biases can be corrected in a small part of the time; notes if not."""
+    if search.time_budget is None or plain.figures is None:
+        return True
+    report = plain.reports[-1]["report"]
+    layers = sum(report["operators"].get(kind, 0) for kind in _LINEAR)
+    examples = min(report["calibration_examples"], _CORRECTION_EXAMPLES)
+    seconds = layers * examples * plain.figures.latency_ms / 1e3 * _SLOWER
+    decided = search.kept(
+        "refined",
+        lambda: {"seconds": seconds},
+        time_budget=search.time_budget,
+        trial=plain.key,
     )
+    if decided["seconds"] <= search.time_budget * _REFINED_SHARE:
+        return True
+    search.note(
+        "int8 with equalized weights and corrected biases is left out: it would take "
+        f"about {decided['seconds']:.0f} s."
+    )
+    return False
 
 
 def pruned_at_once(search: Search) -> None:
@@ -106,70 +81,3 @@ def best_conversion(search: Search) -> dict[str, Any]:
             if same and not trial.recipe.rules and search.is_accepted(trial):
                 return step
     return convert(quantization="float16")
-
-
-def _costs(search: Search, scores: QuantizationSensitivity) -> dict[str, float]:
-    """What each layer costs in float: bytes, or for latency multiplications."""
-    layers = scores.layers
-    by_macs = search.objective == "latency" and all(
-        layer.macs is not None for layer in layers.values()
-    )
-    return {
-        name: float(max(layer.macs or 0 if by_macs else layer.constant_bytes, 1))
-        for name, layer in layers.items()
-    }
-
-
-def _order(scores: QuantizationSensitivity, costs: dict[str, float]) -> list[str]:
-    noises = {name: score.noise for name, score in scores.alone["int8"].items()}
-    noisy = [name for name, noise in noises.items() if noise > 0]
-    return sorted(noisy, key=lambda name: noises[name] / costs[name], reverse=True)
-
-
-def _attempt_mixed(
-    search: Search, plain: Trial, layers: Sequence[str], kept: Sequence[str]
-) -> Trial:
-    # What only moves values, and so has no score, goes with the majority: a reshaped
-    # input that stays int8 would be as coarse as all that follows.
-    few = 2 * len(kept) <= len(layers)
-    rules = [] if few else [Rule(layers="*", precision="float")]
-    precision = "float" if few else "quantized"
-    named = kept if few else set(layers) - set(kept)
-    rules += [Rule(glob.escape(name), precision) for name in sorted(named)]
-    shown = ", ".join(sorted(kept)) if len(kept) <= _NAMED else f"{len(kept)} layers"
-    name = f"int8, float: {shown}"
-    return search.attempt(name, [convert(**INT8)], rules=rules, parent=plain)
-
-
-def _shortest(search: Search, order: list[str], attempt: Any) -> list[str] | None:
-    """Returns the shortest beginning of an order that keeps the budget."""
-    low, high, best = 0, len(order), None
-    length = min(1, high)
-    while low < high and search.seconds_left > 0:
-        if search.is_accepted(attempt(order[:length])):
-            best, high = order[:length], length
-        else:
-            low = length
-        if high - low <= 1 and best is not None:
-            break
-        # Few layers are to blame, mostly: doubled first, then halved.
-        length = min(2 * low, high) if best is None else (low + high) // 2
-    return best
-
-
-def _step_back(
-    search: Search, kept: list[str], costs: dict[str, float], attempt: Any
-) -> None:
-    """Gives layers back while the budget is kept, the dearest that can be first."""
-    tries = 0
-    spared = True
-    while spared and len(kept) > 1:
-        spared = False
-        for name in sorted(kept, key=lambda name: costs[name], reverse=True):
-            if tries >= MIXED_TRIES or search.seconds_left <= 0:
-                return
-            tries += 1
-            fewer = [item for item in kept if item != name]
-            if search.is_accepted(attempt(fewer)):
-                kept, spared = fewer, True
-                break

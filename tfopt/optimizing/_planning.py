@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfopt.optimizing import _after_training, _graphs, _trainer, _training
+from tfopt.optimizing import _after_training, _graphs, _mixed, _trainer, _training
 from tfopt.optimizing._search import FINALISTS, Search, convert
 from tfopt.optimizing._trials import BASELINE
 from tfopt.recipe import Recipe
@@ -63,13 +63,42 @@ def stages(search: Search, target: str, recipe: Recipe | None) -> list[Stage]:
         replay = functools.partial(search.study.run, recipe)
         return [Stage(f"replay {recipe.name}".strip(), replay, 1, seconds)]
     if target == "saved_model":
-        run = functools.partial(_graphs.rewritten, search)
-        found = [Stage("rewrite the graph", run, _graphs.TRIALS, seconds)]
+        found = _of_graphs(search, seconds)
     else:
         found = [*_untrained(search, seconds), *_trained(search, seconds)]
     each = search.seconds_of_finalists / FINALISTS
     text = "on held-out examples, in processes of their own"
     return [*found, Stage("measure finalists", _nothing, FINALISTS, each, text)]
+
+
+def _of_graphs(search: Search, seconds: float) -> list[Stage]:
+    methods = search.methods
+    run = functools.partial(_graphs.rewritten, search)
+    found = [Stage("rewrite the graph", run, _graphs.TRIALS, seconds)]
+    if {"small", "mixed"} <= methods:
+        run = functools.partial(_graphs.mixed, search)
+        text = "only of the widths that break the budget"
+        found.append(
+            Stage("keep weights in float", run, _graphs.MIXED_TRIES, seconds, text)
+        )
+    # Zeros make the compressed file smaller, and nothing else.
+    if "prune_once" in methods and search.objective == "size":
+        run = functools.partial(_graphs.pruned_at_once, search)
+        found.append(Stage("prune at once", run, _graphs.SPARSITY_TRIES, seconds))
+    if "prune" in methods and search.objective == "size":
+        trainer = _trainer.open_trainer(search)
+        if trainer is None:
+            return [*found, _no_training(search, seconds)]
+        run = functools.partial(_graphs.trained, search, trainer)
+        each = seconds + trainer.seconds(trainer.schedule.short)
+        text = f"{trainer.schedule.short} epochs each, as far as the time goes"
+        found.append(Stage("train", run, _graphs.TRAININGS, each, text))
+    return found
+
+
+def _no_training(search: Search, seconds: float) -> Stage:
+    why = "there is no time" if search.problem.train else "there are no examples"
+    return Stage("train", _nothing, 0, seconds, f"{why}: see the notes")
 
 
 def _untrained(search: Search, seconds: float) -> list[Stage]:
@@ -83,14 +112,15 @@ def _untrained(search: Search, seconds: float) -> list[Stage]:
             "refinements only if plain int8 breaks the budget",
         )
     ]
-    if {"int8", "mixed"} <= methods:
+    bases = methods.intersection(_mixed.BASES)
+    if "mixed" in methods and bases:
         found.append(
             Stage(
                 "keep layers in float",
-                functools.partial(_after_training.mixed, search),
-                _after_training.MIXED_TRIES,
+                functools.partial(_mixed.mixed, search),
+                len(bases) * (_mixed.FORWARD_TRIES + _mixed.BACKWARD_TRIES),
                 seconds,
-                "only if int8 breaks the budget",
+                "only of those quantizations that break the budget",
             )
         )
     # Single zeros make files smaller, not faster.
@@ -112,8 +142,7 @@ def _trained(search: Search, seconds: float) -> list[Stage]:
         return []
     trainer = _trainer.open_trainer(search)
     if trainer is None:
-        why = "there is no time" if search.problem.train else "there are no examples"
-        return [Stage("train", _nothing, 0, seconds, f"{why}: see the notes")]
+        return [_no_training(search, seconds)]
     run = functools.partial(_training.fine_tuned, search, trainer)
 
     planned = trainer.schedule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import artifacts, report
+from tfopt import _json_files, artifacts, report
 from tfopt.optimizing import _judging
 from tfopt.optimizing._judging import Objective
 from tfopt.optimizing._problem import Problem, single
@@ -21,10 +20,12 @@ from tfopt.optimizing._trials import Study, Trial
 from tfopt.quantization import QuantizationSensitivity, measure
 from tfopt.recipe import Recipe, Rule
 from tfopt.runner import Runner
+from tfopt.types import TfoptError
 
 _LOGGER = logging.getLogger(__name__)
 # Of each layer alone, and of the model as a whole, which is measured once.
 _SENSITIVITY_EXAMPLES, _WHOLE_EXAMPLES = 512, 2048
+_SENSITIVITY_VALUES, _FEWEST_EXAMPLES = 1 << 19, 8
 # A narrower interval of fractions is not worth another trial, nor is a smaller gain.
 _BISECTION_STEP, _BISECTION_GAIN = 0.015, 1.06
 # What the end takes: finalists, a process each; reports, and whatever the clock of a
@@ -121,7 +122,13 @@ class Search:
         digest = hashlib.sha256(artifacts.to_json(asked).encode()).hexdigest()[:8]
         place = self.study.folder / "decisions" / f"{name}_{digest}.json"
         if place.exists():
-            return json.loads(place.read_text(encoding="utf-8"))
+            try:
+                return _json_files.read(place)
+            except _json_files.Damaged as error:
+                raise TfoptError(
+                    "Cannot read what an earlier search decided. Expected what it "
+                    f"wrote; delete it to decide anew. Received: {place} ({error})"
+                ) from error
         decided = make()
         place.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(place, decided)
@@ -228,24 +235,35 @@ class Search:
         place = self.study.folder / f"sensitivity_{'_'.join(methods)}_{mode}.json"
         if place.exists():
             return QuantizationSensitivity.load(place)
-        limit = _WHOLE_EXAMPLES if mode == "whole" else _SENSITIVITY_EXAMPLES
+        limit = _WHOLE_EXAMPLES if mode == "whole" else self._sensitivity_examples
         inputs = {
             name: array[:limit] for name, array in self.problem.search.inputs.items()
         }
         given = single(inputs)
         count = len(next(iter(inputs.values())))
+        # Of SavedModels only the noise is measured: scores are those of `.tflite`
+        # files, whose outputs may have other names.
+        is_file = self.study.baseline.recipe.target == "tflite"
         found = measure(
             self.problem.model,
-            (given, np.arange(count)),
+            (given, np.arange(count)) if is_file else given,
             methods=methods,
             mode=mode,
-            metric=self._metric(given),
+            metric=self._metric(given) if is_file else None,
             higher_is_better=self.problem.quality.higher_is_better,
             examples=count,
-            cache=self.study.folder / "sensitivity_scores.json",
+            cache=self.study.folder / f"sensitivity_scores_{count}.json",
         )
         found.save(place)
         return found
+
+    @property
+    def _sensitivity_examples(self) -> int:
+        """How many examples layers are measured on: fewer of large ones."""
+        inputs = self.problem.search.inputs.values()
+        values = sum(array[:1].size for array in inputs)
+        few = max(_SENSITIVITY_VALUES // max(values, 1), _FEWEST_EXAMPLES)
+        return min(few, _SENSITIVITY_EXAMPLES)
 
     def _metric(self, inputs: Any) -> Callable[[Any, Any], float]:
         """Returns the metric as a function of outputs and numbers of examples."""

@@ -23,7 +23,7 @@ from tfopt import (
 )
 from tfopt.methods._base import Method
 from tfopt.recipe import _rules
-from tfopt.recipe._checking import Step
+from tfopt.recipe._checking import DIVIDED_MODES, Step
 from tfopt.types import TfoptError
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ def _optimize_graph(state: _State, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert(state: _State, options: dict[str, Any]) -> dict[str, Any]:
-    quantized = options.get("quantization", "none") != "none"
-    if quantized and not state.quantization_aware:
+    divided = options.get("quantization") in DIVIDED_MODES
+    if divided and not state.quantization_aware:
         key = options.get("signature_key")
         options["keep_float"] = state.kept_float(signature_key=key) or None
     # A model that was trained for it has its ranges; real inputs verify it.

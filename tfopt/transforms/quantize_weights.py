@@ -73,7 +73,8 @@ def quantize_weights(
         `bytes_before` and `bytes_after`: size of their nodes, and `ratio`;
         `computed_at_each_run`: see above; `tensors`: for each one `node`, `shape`,
         `bits`, `scales` (how many), sizes, `max_error`, `mean_error`, `sqnr_db` (power
-        of the weight over that of the error, in decibels) and `used_by`; `remaining`:
+        of the weight over that of the error, in decibels), `used_by` (operations) and
+        `users` (the nodes that multiply by it or look it up); `remaining`:
         bytes of the graph by kind, to tell what keeps it from becoming smaller;
         `below_minimum_size`: how many constants are too small; `skipped`.
 
@@ -292,6 +293,7 @@ class _Plan:
             "bytes_after": 0,  # Known once it is written.
             **self.codes.errors(self.weight.array),
             "used_by": list(dict.fromkeys([*used_by, *self.weight.others])),
+            "users": [item.node.name for item in self.weight.consumers],
             "computed_at_each_run": self.remains
             and self.weight.array.nbytes > FOLDED_BYTES,
         }
