@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfopt.freezing import memory
 from tfopt.lifting._network import Network
-from tfopt.savedmodel import outside
+from tfopt.savedmodel import outside, reader
 from tfopt.types import TfoptError
 
 _GRAPH_SUFFIXES = (".pb", ".pbtxt")
@@ -85,31 +85,19 @@ def _graph_def(source: Any) -> Any:
         return copy
     if isinstance(source, tf.Graph):
         return source.as_graph_def()
-    try:
-        if isinstance(source, bytes):
+    if isinstance(source, bytes):
+        from google.protobuf.message import DecodeError
+
+        try:
             return tf.compat.v1.GraphDef.FromString(source)
-        if not _is_path(source) or pathlib.Path(source).suffix not in _GRAPH_SUFFIXES:
-            return None
-        content = pathlib.Path(source).read_bytes()
-        if pathlib.Path(source).suffix == ".pb":
-            return tf.compat.v1.GraphDef.FromString(content)
-        from google.protobuf import text_format
-
-        return text_format.Parse(content.decode(), tf.compat.v1.GraphDef())
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise _unreadable(source, error) from error
-    except Exception as error:  # protobuf's own, which it doesn't export
-        if type(error).__module__.startswith("google."):
-            raise _unreadable(source, error) from error
-        raise
-
-
-def _unreadable(source: Any, error: Exception) -> TfoptError:
-    shown = f"{len(source)} bytes" if isinstance(source, bytes) else repr(source)
-    return TfoptError(
-        "Cannot read the graph. Expected an undamaged GraphDef. "
-        f"Received: source={shown} ({error})"
-    )
+        except DecodeError as error:
+            raise TfoptError(
+                "Cannot read the graph. Expected an undamaged GraphDef. "
+                f"Received: source={len(source)} bytes ({error})"
+            ) from error
+    if _is_path(source) and pathlib.Path(source).suffix in _GRAPH_SUFFIXES:
+        return reader.read_message(source, "GraphDef", cls=tf.compat.v1.GraphDef)
+    return None
 
 
 def _set_shapes(

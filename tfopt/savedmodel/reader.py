@@ -35,12 +35,13 @@ def read_saved_model(directory: str | os.PathLike[str]) -> Any:
     )
 
 
-def read_message(path: str | os.PathLike[str], name: str) -> Any:
+def read_message(path: str | os.PathLike[str], name: str, *, cls: Any = None) -> Any:
     """Reads one message from a file, binary or text (`.pbtxt`, `.txt`).
 
     Args:
         path: The file.
         name: `"SavedModel"`, `"MetaGraphDef"` or `"GraphDef"`.
+        cls: Its class; by default that of `protos`, which TensorFlow doesn't take.
 
     Raises:
         TfoptError: The file is missing or isn't such a message.
@@ -48,7 +49,7 @@ def read_message(path: str | os.PathLike[str], name: str) -> Any:
     from google.protobuf.message import DecodeError
 
     file = pathlib.Path(path)
-    cls = protos.message_class(name)
+    cls = protos.message_class(name) if cls is None else cls
     try:
         if file.suffix in (".pbtxt", ".txt"):
             from google.protobuf import text_format
