@@ -249,12 +249,24 @@ def test_scores_are_measured_once(model, tmp_path, monkeypatch):
         ({"methods": "int8", "examples": 0}, "examples=0"),
         ({"methods": "int8", "include": "x"}, "include='x'"),
         ({"methods": "int8", "exclude": "*"}, "exclude='\\*'"),
-        ({"methods": "int8", "metric": "f1"}, "metric='f1'"),
+        ({"methods": "int8", "metric": "f2"}, "metric='f2'"),
     ],
 )
 def test_wrong_arguments(model, options, message):
     with pytest.raises(ValueError, match=f"Received: .*{message}"):
         tfopt.sensitivity(model, (IMAGES, LABELS), **options)
+
+
+def test_metrics_by_name(model):
+    targets = outputs(model)
+    options = {"methods": "float16", "include": "stem"}
+    noise = tfopt.sensitivity(model, (IMAGES, targets + 1), metric="mse", **options)
+    assert (noise.metric, noise.higher_is_better) == ("mse", False)
+    assert noise.baseline == pytest.approx(1.0)
+    top = tfopt.sensitivity(model, (IMAGES, LABELS), metric="top_2", **options)
+    assert top.higher_is_better
+    best = np.argsort(targets)[:, -2:] == LABELS[:, None]
+    assert top.baseline == pytest.approx(best.any(-1).mean())
 
 
 def test_what_cannot_be_measured(model):

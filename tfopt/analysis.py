@@ -108,10 +108,11 @@ def sensitivity(
             `"dynamic"`, `"int8_weights"`, `"int4_weights"` and `"float16"` (weights
             alone).
         metric: `"prune"`: name of what `model.evaluate` returns ("loss" by default)
-            or a function: model -> number. Quantization: "accuracy" (the default, if
-            there are labels) or a function: outputs, labels -> number.
-        higher_is_better: Whether a higher metric is better. None: "loss" and names
-            that contain "loss" or "error" are not, others are.
+            or a function: model -> number. Quantization: one that `tfopt.compare`
+            knows, such as "accuracy" (the default, if there are labels), "mse" or
+            "top_5", or a function: outputs, labels -> number.
+        higher_is_better: Whether a higher metric is better. None: known of named
+            metrics; of functions, if their names don't contain "loss" or "error".
         include: Globs of weights (`"prune"`, as for `Prune`) or of layers and kinds
             of operators (as for `keep_float` of `tfopt.convert`) to try.
         exclude: Globs of those not to try.

@@ -7,7 +7,6 @@ run in LiteRT: real integer kernels and no simulation.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -33,13 +32,11 @@ from tfopt.conversion._operators import LayerOperator
 from tfopt.quantization import _data, _ranges, _result, _variants
 from tfopt.quantization._result import Layer, QuantizationSensitivity, Score
 from tfopt.quantization._scores import ScoreFile
-from tfopt.report import accuracy
+from tfopt.report import Metric, find_metric
 
 METHODS = _variants.METHODS
 MODES = ("alone", "restored", "both", "whole")
 _BATCH = 32
-
-Metric = str | Callable[[Any, Any], float] | None
 
 
 def measure(
@@ -47,7 +44,7 @@ def measure(
     data: Any,
     *,
     methods: str | Sequence[str],
-    metric: Metric = None,
+    metric: str | Callable[[Any, Any], float] | None = None,
     higher_is_better: bool | None = None,
     mode: str = "alone",
     include: variables.Patterns = None,
@@ -92,7 +89,7 @@ def measure(
         described = {layer: subject.described(layer) for layer in layers}
     name = subject.metric_name
     if higher_is_better is None:
-        higher_is_better = not any(word in name for word in ("loss", "error"))
+        higher_is_better = subject.higher_is_better
     return QuantizationSensitivity(
         metric=name or None,
         higher_is_better=higher_is_better,
@@ -112,7 +109,7 @@ class _Subject:
         model: Any,
         data: Any,
         *,
-        metric: Metric,
+        metric: str | Callable[[Any, Any], float] | None,
         examples: int,
         calibration_examples: int,
         signature_key: str | None,
@@ -148,6 +145,11 @@ class _Subject:
         self._labels = labels
         self._metric = _metric(metric, labels)
         self.metric_name = "" if self._metric is None else self._metric.name
+        better = "" if self._metric is None else self._metric.better
+        lowers = ("loss", "error")  # in names of functions
+        self.higher_is_better = better == "higher" or (
+            not better and not any(word in self.metric_name for word in lowers)
+        )
         self.baseline = self._measured(self._expected)
         self.groups = _groups(self._operators)
         self.scores = ScoreFile(cache, self._fingerprint(source))
@@ -247,13 +249,14 @@ class _Subject:
         return Score(_result.finite(min(ratios)), self._measured(found))
 
     def _measured(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> float | None:
-        if self._metric is None:
+        if self._metric is None or self._labels is None:
             return None
         merged = {
             name: np.concatenate([item[name] for item in outputs])
             for name in outputs[0]
         }
-        only = next(iter(merged.values())) if len(merged) == 1 else merged
+        # Of several outputs, functions alone can make something.
+        only: Any = next(iter(merged.values())) if len(merged) == 1 else merged
         value = float(self._metric.function(only, self._labels))
         if not np.isfinite(value):
             raise ValueError(
@@ -282,13 +285,9 @@ class _Subject:
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class _NamedMetric:
-    name: str
-    function: Callable[[Any, Any], float]
-
-
-def _metric(metric: Metric, labels: np.ndarray | None) -> _NamedMetric | None:
+def _metric(
+    metric: str | Callable[[Any, Any], float] | None, labels: np.ndarray | None
+) -> Metric | None:
     if metric is None and labels is None:
         return None
     if labels is None:
@@ -296,14 +295,7 @@ def _metric(metric: Metric, labels: np.ndarray | None) -> _NamedMetric | None:
             "A metric needs labels. Expected `data` to be `(inputs, labels)` or a "
             f"dataset of such pairs. Received: metric={metric!r}"
         )
-    if callable(metric):
-        return _NamedMetric(getattr(metric, "__name__", "metric"), metric)
-    if metric not in (None, "accuracy"):
-        raise ValueError(
-            'Expected "accuracy" or a function: outputs, labels -> number. '
-            f"Received: metric={metric!r}"
-        )
-    return _NamedMetric("accuracy", accuracy)
+    return find_metric("accuracy" if metric is None else metric)
 
 
 def _checked_methods(methods: str | Sequence[str]) -> list[str]:
