@@ -9,10 +9,11 @@ from typing import Any
 
 from tfopt.benchmark import _tables
 from tfopt.benchmark._measurement import Measurement
+from tfopt.report import Reported
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Reported):
     """The figures of several models that were measured in turn.
 
     Attributes:
@@ -42,9 +43,3 @@ class Benchmark:
     def to_json(self) -> Any:
         """Returns the report as plain data."""
         return self.report.to_json()
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def __rich__(self) -> Any:
-        return self.report.__rich__()

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from tfopt.inspection._types import Inspection, Layer
-from tfopt.report import Column, Report, Table
+from tfopt.report import Column, Report, Reported, Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(Reported):
     """Two models, side by side.
 
     Attributes:
@@ -65,12 +65,6 @@ class Difference:
             machine={},
             versions={},
         )
-
-    def __str__(self) -> str:
-        return self.report().text()
-
-    def __rich__(self) -> Any:
-        return self.report().__rich__()
 
     def _totals(self) -> Table:
         rows = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.report import Column, Report, Table
+from tfopt.report import Column, Report, Reported, Table
 from tfopt.types import Signature
 
 _DISTINCT_UP_TO = 1 << 24
@@ -67,7 +67,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspection:
+class Inspection(Reported):
     """What is inside a model.
 
     Attributes:
@@ -151,12 +151,6 @@ class Inspection:
             machine={},
             versions={},
         )
-
-    def __str__(self) -> str:
-        return self.report().text()
-
-    def __rich__(self) -> Any:
-        return self.report().__rich__()
 
 
 def weights_of(

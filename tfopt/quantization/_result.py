@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tfopt import _json_files, artifacts
 from tfopt.quantization import _plot
-from tfopt.report import Column, Report, Table
+from tfopt.report import Column, Report, Reported, Table
 
 _FORMAT = "tfopt.quantization_sensitivity"
 # Stands for outputs that are no numbers: worse than any that are.
@@ -106,7 +106,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizationSensitivity:
+class QuantizationSensitivity(Reported):
     """How a model's outputs suffer when layers are quantized.
 
     Attributes:
@@ -199,12 +199,6 @@ class QuantizationSensitivity:
             notes=notes,
             data={"sensitivity": self._data()},
         )
-
-    def __str__(self) -> str:
-        return self.report().text()
-
-    def __rich__(self) -> Any:
-        return self.report()
 
     def plot(self, path: str | os.PathLike[str], *, method: str | None = None) -> None:
         """Writes a PNG: a bar of the SQNR for each layer; short ones are noisy.

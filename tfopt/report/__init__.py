@@ -16,6 +16,7 @@ from tfopt.report._charts import Bars, Chart, Scatter, table_with
 from tfopt.report._metrics import Metric, accuracy, find_metric
 from tfopt.report._origin import machine, versions
 from tfopt.report._plot import write_plot
+from tfopt.report._reported import Reported
 from tfopt.report._tables import Column, Table
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Column",
     "Metric",
     "Report",
+    "Reported",
     "Scatter",
     "Table",
     "accuracy",
@@ -108,11 +110,12 @@ class Report:
 
     def markdown(self) -> str:
         """Returns the report as GitHub-flavoured markdown."""
-        blocks = [f"# {self.title}"]
+        blocks = [f"# {_tables.escaped(self.title)}"]
         for table in self.tables:
-            blocks += [f"## {table.title}", _tables.to_markdown(table)]
-            blocks += table.footer()
-        blocks += [*self.notes, "  \n".join(self._origin())]
+            blocks += [f"## {_tables.escaped(table.title)}", _tables.to_markdown(table)]
+            blocks += map(_tables.escaped, table.footer())
+        origin = map(_tables.escaped, self._origin())
+        blocks += [*map(_tables.escaped, self.notes), "  \n".join(origin)]
         return "\n\n".join(blocks) + "\n"
 
     def html(self) -> str:
