@@ -21,6 +21,7 @@ import logging
 import os
 import pathlib
 import pkgutil
+import re
 import sys
 import traceback
 import types
@@ -31,7 +32,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from tfopt import _quiet, _signatures, artifacts
+from tfopt import _quiet, _signatures, _text, artifacts
 from tfopt.types import TfoptError, UsageError
 
 # Flags defined here belong to the tool that asked for them, so that its --helpshort
@@ -47,6 +48,7 @@ _SEQUENCES = (
     collections.abc.Iterable,
     collections.abc.Collection,
 )
+_FUNCTION = re.compile(r"(.*=)?[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _MAX_MESSAGE = 2000
 
 
@@ -221,7 +223,7 @@ def main(
         _fail(tool, f"{error} (--helpshort lists the flags)", 2)
     debug = bool(flag_values["debug"].value)
     try:
-        _set_up_process(tool, debug=debug)
+        _set_up_process(tool, debug=debug, imports=_names_function(flag_values))
         place = flag_values["report"].value
         artifacts.prepare([place] if place else [])
         with contextlib.redirect_stdout(sys.stderr):
@@ -445,16 +447,27 @@ def _show(result: Any) -> None:
             # Names of files are printed as the bytes that they are.
             sys.stdout.reconfigure(errors="surrogateescape")
         if hasattr(result, "__rich__") and sys.stdout.isatty():
-            importlib.import_module("rich").print(result)
+            _print_rich(result)
         elif isinstance(result, (Mapping, list, tuple)):
             print(artifacts.to_json(result))
         elif result is not None:
-            print(result)
+            print(_text.printable(str(result)))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; a second attempt to flush at
         # exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_rich(result: Any) -> None:
+    console: Any = importlib.import_module("rich").get_console()
+    segment: Any = importlib.import_module("rich.segment")
+    console.print(
+        segment.Segments(
+            part._replace(text=_text.printable(part.text)) if not part.control else part
+            for part in console.render(result)
+        )
+    )
 
 
 def _message(error: Exception) -> str:
@@ -468,23 +481,44 @@ def _message(error: Exception) -> str:
 
 
 def _fail(tool: str, message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
+    line = _text.printable(" ".join(message.split()))
     if len(line) > _MAX_MESSAGE:
         line = line[:_MAX_MESSAGE] + " ..."
     print(f"{tool}: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
-def _set_up_process(tool: str, *, debug: bool) -> None:
+def _set_up_process(tool: str, *, debug: bool, imports: bool) -> None:
     """Sets what only the owner of a process may set: logs, warnings, import path."""
     if not debug:
         _quiet.quiet_cpp_logs()
-        warnings.formatwarning = lambda message, *_: f"{tool}: warning: {message}\n"
-    logging.basicConfig(
-        format=f"{tool}: %(message)s",
-        level=logging.WARNING,
-        stream=sys.stderr,
-    )
+        warnings.formatwarning = lambda message, *_: (
+            f"{tool}: warning: {_text.printable(str(message))}\n"
+        )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable(f"{tool}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tfopt").setLevel(logging.DEBUG if debug else logging.INFO)
-    # `module:function` finds a module in the current folder, as with `python -m`.
-    sys.path.append(os.getcwd())
+    if imports:
+        # `module:function` finds a module in the current folder, as with `python -m`.
+        # Otherwise nothing there is imported: it may be that of a strange model.
+        sys.path.append(os.getcwd())
+
+
+def _names_function(flag_values: flags.FlagValues) -> bool:
+    """Whether a flag has `module:function` as its value."""
+    values = [flag_values[name].value for name in flag_values]
+    texts = [
+        text
+        for value in values
+        for text in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    return any(isinstance(text, str) and _FUNCTION.fullmatch(text) for text in texts)
+
+
+class _Printable(logging.Formatter):
+    """Logs names of models so that a terminal does not obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line, or lines with a traceback."""
+        return _text.printable(super().format(record))

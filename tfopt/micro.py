@@ -130,11 +130,7 @@ def c_array(content: bytes, *, name: str = "model") -> CSource:
         >>> print(c_array(content, name="digits").header.splitlines()[-8])
         extern const unsigned char digits[];
     """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS.split():
-        raise ValueError(
-            "`name` must be an identifier of C and C++, such as 'g_model'. "
-            f"Received: name={name!r}"
-        )
+    _check_identifier(name)
     tflite_file.read(content)  # raises if it is none
     guard = f"{name.upper()}_H_"
     header = f"""\
@@ -215,6 +211,7 @@ def op_resolver(content: bytes, *, name: str = "model") -> str:
         A header of C++.
 
     Raises:
+        ValueError: `name` is no identifier.
         TfoptError: The content is no `.tflite` file, or TFLite Micro has no kernel for
             an operator; names them.
 
@@ -224,6 +221,7 @@ def op_resolver(content: bytes, *, name: str = "model") -> str:
         >>> "resolver.AddFullyConnected()" in code
         True
     """
+    _check_identifier(name)
     needed = operators(content)
     known = {*_REGULAR, *_IRREGULAR}
     unknown = [operator for operator in needed if operator not in known]
@@ -253,6 +251,14 @@ inline TfLiteStatus {name}_register_ops({name}_OpResolver& resolver) {{
   return kTfLiteOk;
 }}
 """
+
+
+def _check_identifier(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS.split():
+        raise ValueError(
+            "`name` must be an identifier of C and C++, such as 'g_model'. "
+            f"Received: name={name!r}"
+        )
 
 
 def _method(operator: str) -> str:

@@ -14,6 +14,11 @@ from typing import Any
 from tfopt import artifacts
 from tfopt.types import Artifact, TfoptError
 
+_BLOCK = 1 << 20
+# A small file may be a great deal of nothing; models are not.
+_USUAL_BYTES = 1 << 30
+_USUAL_EXPANSION = 100
+_LEAST = 512  # what the header of an entry takes, and about a file without content
 _ARCHIVE = ".tar.zst"
 _FILE = ".zst"
 # What entries with such names, or for one place, lead to.
@@ -90,20 +95,26 @@ def pack(
 
 
 def unpack(
-    path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> str:
     """Restores what `pack` compressed.
 
     Args:
         path: A `.zst` or `.tar.zst` file.
         output: The file or directory to write, by default `path` without the ending.
+        max_bytes: What it may take unpacked, in bytes; by default 1 GiB, or 100 times
+            the archive's size if that is more. Weights take a few times as much.
 
     Returns:
         The path that was written.
 
     Raises:
-        TfoptError: The archive is missing, damaged, or holds paths that lead out of
-            it; or the package zstandard is missing.
+        ValueError: `max_bytes` is not positive.
+        TfoptError: The archive is missing, damaged, larger than `max_bytes`, or
+            holds paths that lead out of it; or the package zstandard is missing.
 
     Example:
         >>> import pathlib, tempfile
@@ -123,6 +134,7 @@ def unpack(
         )
     name = source.name.removesuffix(suffix)
     target = source.with_name(name) if output is None else pathlib.Path(output)
+    limit = _Limit(source, max_bytes)
     zstandard = _zstandard()
     try:
         with (
@@ -131,10 +143,12 @@ def unpack(
             zstandard.ZstdDecompressor().stream_reader(file) as stream,
         ):
             if is_archive:
-                _extract(stream, temporary, source)
+                _extract(stream, temporary, source, limit)
             else:
                 with temporary.open("wb") as plain:
-                    shutil.copyfileobj(stream, plain)
+                    while block := stream.read(_BLOCK):
+                        limit.add(len(block))
+                        plain.write(block)
                 _check_size(source, temporary)
     except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError) as error:
         raise TfoptError(
@@ -142,6 +156,29 @@ def unpack(
             f"Received: path={os.fspath(path)!r} ({error})"
         ) from error
     return os.fspath(target)
+
+
+class _Limit:
+    """Raises before an archive takes more than it may."""
+
+    def __init__(self, source: pathlib.Path, max_bytes: int | None):
+        if max_bytes is not None and max_bytes <= 0:
+            raise ValueError(
+                f"Expected a positive number of bytes. Received: max_bytes={max_bytes}"
+            )
+        usual = max(_USUAL_BYTES, _USUAL_EXPANSION * source.stat().st_size)
+        self._left = self._limit = usual if max_bytes is None else max_bytes
+        self._source = source
+
+    def add(self, size: int) -> None:
+        """Counts bytes that are about to be written."""
+        self._left -= size
+        if self._left < 0:
+            raise TfoptError(
+                "The archive takes more than it may when it is unpacked. Expected at "
+                f"most {self._limit:,} bytes; allow more by max_bytes. "
+                f"Received: path={os.fspath(self._source)!r}"
+            )
 
 
 def _check_name(target: pathlib.Path, suffix: str) -> None:
@@ -197,7 +234,9 @@ def _check_size(archive: pathlib.Path, plain: pathlib.Path) -> None:
         raise EOFError(f"{plain.stat().st_size} bytes of {expected}")
 
 
-def _extract(stream: Any, target: pathlib.Path, source: pathlib.Path) -> None:
+def _extract(
+    stream: Any, target: pathlib.Path, source: pathlib.Path, limit: _Limit
+) -> None:
     target.mkdir()
     root = target.resolve()
     with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -209,6 +248,7 @@ def _extract(stream: Any, target: pathlib.Path, source: pathlib.Path) -> None:
                     "one written by `tfopt.pack`. Received: entry "
                     f"{info.name[:200]!r} in path={os.fspath(source)!r}"
                 )
+            limit.add(_LEAST + info.size)
             try:
                 _extract_one(archive, info, place)
             except OSError as error:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,10 +126,17 @@ def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:
 def _operators(content: bytes) -> str:
     """One operator a line: its name, and the types it computes in."""
     lines = [
-        f"{name} {','.join(kind.replace(' ', '_') for kind in kinds if kind)}".rstrip()
+        " ".join(
+            [_word(name), ",".join(kind.replace(" ", "_") for kind in kinds if kind)]
+        ).rstrip()
         for name, kinds in micro.operators(content).items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _word(name: str) -> str:
+    """Returns the name of an operator, which a model chooses, as one word."""
+    return re.sub(r"[^\w.:/-]", lambda found: f"\\x{ord(found[0]):02x}", name)
 
 
 def _signature(signature: Signature) -> dict[str, Any]:

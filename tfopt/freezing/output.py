@@ -13,7 +13,7 @@ from tfopt.freezing.plan import Plan, Value
 from tfopt.freezing.rewrite import Rewritten, shape_proto
 from tfopt.freezing.sources import Source
 from tfopt.freezing.state import State
-from tfopt.savedmodel import dtypes, protos, reader, wire
+from tfopt.savedmodel import assets, dtypes, protos, reader, wire
 from tfopt.savedmodel.bundle import BundleReader, BundleWriter
 from tfopt.savedmodel.extents import OutputFile
 from tfopt.savedmodel.wire import FileBytes, Tree
@@ -185,11 +185,10 @@ def _copy_assets(model: FrozenModel, path: pathlib.Path) -> None:
         return
     for asset in model.assets:
         target = path / "assets" / asset.filename
+        origin = assets.locate(folder, asset.filename)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy_asset(folder / "assets" / asset.filename, target)
-    extra = folder / "assets.extra"
-    if extra.is_dir():
-        shutil.copytree(extra, path / "assets.extra")
+        _copy_asset(origin, target)
+    assets.copy_extra(folder, path)
 
 
 def _copy_asset(origin: pathlib.Path, target: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfopt.freezing.output import FrozenModel
 from tfopt.freezing.sources import SERVING_DEFAULT, Source
-from tfopt.savedmodel import reader
+from tfopt.savedmodel import assets, reader
 from tfopt.types import Signature
 
 # From where on loading a frozen graph is worth a warning.
@@ -61,7 +61,7 @@ def asset_feeds(model: FrozenModel) -> dict[str, str]:
     if folder is None:
         return {}
     return {
-        asset.tensor_info.name: str(folder / "assets" / asset.filename)
+        asset.tensor_info.name: str(assets.locate(folder, asset.filename))
         for asset in model.assets
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 from tfopt import artifacts, freezing
 from tfopt.freezing import restore, sources
 from tfopt.freezing.flow import producer
-from tfopt.savedmodel import dtypes, outside, protos, reader, wire
+from tfopt.savedmodel import assets, dtypes, outside, protos, reader, wire
 from tfopt.types import Artifact, ConversionError, Signature, TfoptError
 
 _MAIN_OP = "saved_model_main_op"
@@ -101,8 +101,13 @@ class Model:
                 'SavedModel directory, or output_format="saved_model". '
                 f"Received: source={self.where}"
             )
-        folder = self.assets or pathlib.Path()
-        return {item.tensor_info.name: str(folder / item.filename) for item in found}
+        if self.assets is None:
+            return {}
+        model = self.assets.parent
+        return {
+            item.tensor_info.name: str(assets.locate(model, item.filename))
+            for item in found
+        }
 
     @property
     def entry_nodes(self) -> list[str]:

@@ -181,7 +181,12 @@ def to_markdown(table: Table) -> str:
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return escaped(cell).replace("|", "\\|").replace("\n", " ")
+
+
+def escaped(text: str) -> str:
+    """Returns a text for markdown in which names cannot be HTML."""
+    return text.replace("<", "&lt;")
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tfopt import _trust
-from tfopt.savedmodel import reader
+from tfopt.savedmodel import assets, reader
 from tfopt.types import TfoptError
 
 # Kind of reach -> names of operations, as regular expressions.
@@ -167,6 +167,8 @@ def check_file(
         except TfoptError:  # whoever loads it has a say, too
             chosen = list(message.meta_graphs)
         found = tuple(item for meta in chosen for item in in_meta_graph(meta))
+        for asset in (asset for meta in chosen for asset in meta.asset_file_def):
+            assets.locate(file, asset.filename)  # the loader reads whatever it names
     else:
         return
     check(found, what, os.fspath(file))
