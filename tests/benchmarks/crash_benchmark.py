@@ -40,6 +40,8 @@ from tfopt import artifacts  # noqa: E402
 
 # What differs from run to run: times, and what is measured.
 _TIMED = ("report.json", "report.md", "report.html", "report.png", "r.json")
+# What is free on a full disk, so that it fails at the begin, and later.
+_PAGES = (0, 3, 6, 10)
 
 
 def tool(name, *flags):
@@ -404,19 +406,24 @@ def try_disks(case, out, temporary):
     try:
         assert crash_samples.run(case.old, (out,)).code == 0
         old = case.normal(crash_samples.snapshot(case.outputs))
-        with open(out / "filler", "wb") as filler, contextlib.suppress(OSError):
+        with (out / "filler").open("wb", 0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4096))
-                filler.flush()
-        for words, options in (
-            ("No space left on device", None),
-            ("Read-only file system", "remount,ro"),
+        full = (out / "filler").stat().st_size
+        for words, room in (
+            *(("No space left on device", pages * 4096) for pages in _PAGES),
+            ("Read-only file system", None),
         ):
-            if options:
-                subprocess.run(["mount", "-o", options, str(out)], check=True)
+            if room is None:
+                remount = ["mount", "-o", "remount,ro", str(out)]
+                subprocess.run(remount, check=True)
+            else:
+                os.truncate(out / "filler", full - room)
             code = crash_samples.run(case.new, (out,)).code
             lines = log.read_text(errors="replace").strip().splitlines() or [""]
             print(f"    exit {code}: {lines[-1][:300]}", flush=True)
+            if code == 0 and room:
+                break  # there was room for it
             if code != 1 or words not in lines[-1]:
                 wrong.append(words)
             if case.normal(crash_samples.snapshot(case.outputs)) != old:

@@ -29,6 +29,8 @@ def cannot_write(
     # mkdir says "File exists" where the folder is to be below a file.
     blocked = isinstance(error, FileExistsError)
     reason = "its folder is a file" if blocked else error.strerror or str(error)
+    if error.errno in _NAMELESS:  # HDF5 tells it in a long line
+        reason = os.strerror(error.errno)
     return TfoptError(
         f"Cannot write {what}: {reason}. Expected a writable "
         f"folder with enough free space{_space(path, error)}. The old output, if any, "
