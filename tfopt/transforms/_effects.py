@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from tfopt.transforms._graph import Body
@@ -54,11 +55,18 @@ def drop_idle_controls(body: Body) -> int:
         behind = body.reachable([name]) & acting
         if not behind - (awaited - {name}) and name not in acting:
             idle.append(key)
-    for key in idle:
+    drop_controls(body, idle)
+    return len(idle)
+
+
+def drop_controls(body: Body, keys: Iterable[str]) -> None:
+    """Drops control outputs of a function by name; nodes behind them may go."""
+    function = body.function
+    awaited = set(function.control_ret.values())
+    for key in keys:
         del function.control_ret[key]
         function.signature.control_output.remove(key)
     body.kept = body.kept - awaited | set(function.control_ret.values())
-    return len(idle)
 
 
 def rename_control(body: Body, old: str, new: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from tfopt.transforms import _ops, _semantics
+from tfopt.transforms._attempts import rewrite_each
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._draft import Draft
 from tfopt.transforms._graph import Body, Tensor
@@ -39,21 +40,11 @@ def flatten_atrous_conv(graph: GraphModel, *, depthwise: bool = False) -> Findin
     """
     flattened, skipped = 0, []
     for body in graph.bodies:
-        fed = _semantics.fed(graph, body)
-        values, draft = Values(body, fed=fed), Draft(body)
-        for node in body:
-            if node.op != "SpaceToBatchND":
-                continue
-            try:
-                chain = _find(body, node, values, depthwise)
-                _flatten(body, chain, values, draft)
-            except Unfit as why:
-                name = _semantics.place(body, node.name)
-                skipped.append({"node": name, "reason": str(why)})
-            else:
-                flattened += 1
-        if flattened:
-            draft.write()
+        count, left = _flatten_all(
+            body, Values(body, fed=_semantics.fed(graph, body)), depthwise
+        )
+        flattened += count
+        skipped += left
     return {"flattened": flattened, "skipped": skipped}
 
 
@@ -71,6 +62,15 @@ class _Chain:
     last: Tensor
     end: Any
     added: int | None
+
+
+def _flatten_all(
+    body: Body, values: Values, depthwise: bool
+) -> tuple[int, list[dict[str, str]]]:
+    def flatten(node: Any, draft: Draft) -> None:
+        _flatten(body, _find(body, node, values, depthwise), values, draft)
+
+    return rewrite_each(body, lambda node: node.op == "SpaceToBatchND", flatten)
 
 
 def _find(body: Body, first: Any, values: Values, depthwise: bool) -> _Chain:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfopt.transforms import _ops, _semantics
+from tfopt.transforms._attempts import rewrite_each
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._draft import Draft
 from tfopt.transforms._graph import Body, Tensor
@@ -45,25 +46,22 @@ def fuse_pad_and_conv(graph: GraphModel) -> Findings:
 
 
 def _fuse_all(body: Body, values: Values) -> tuple[int, list[dict[str, str]]]:
-    draft, fused, skipped = Draft(body), 0, []
-    for node in body:
-        users = [use.node for use in body.uses(Tensor(node.name))]
-        is_pad = node.op in ("Pad", "PadV2")
-        if not is_pad or not any(user.op in _CONVOLUTIONS for user in users):
-            continue
-        try:
-            _fuse(body, node, users, values, draft)
-        except Unfit as why:
-            name = _semantics.place(body, node.name)
-            skipped.append({"node": name, "reason": str(why)})
-        else:
-            fused += 1
-    if fused:
-        draft.write()
-    return fused, skipped
+    def is_meant(node: Any) -> bool:
+        return node.op in ("Pad", "PadV2") and any(
+            user.op in _CONVOLUTIONS for user in _users(body, node)
+        )
+
+    return rewrite_each(
+        body, is_meant, lambda node, draft: _fuse(body, node, values, draft)
+    )
 
 
-def _fuse(body: Body, pad: Any, users: list[Any], values: Values, draft: Draft) -> None:
+def _users(body: Body, node: Any) -> list[Any]:
+    return [use.node for use in body.uses(Tensor(node.name))]
+
+
+def _fuse(body: Body, pad: Any, values: Values, draft: Draft) -> None:
+    users = _users(body, pad)
     paddings = values.integers(body.input(pad, 1))
     if paddings is None or len(paddings) != 8 or min(paddings) < 0:
         raise Unfit("its paddings are not constants for four axes")

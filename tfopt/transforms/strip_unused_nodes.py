@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfopt.savedmodel import dtypes, protos
-from tfopt.transforms import _ops, _semantics
+from tfopt.transforms import _effects, _ops, _semantics
 from tfopt.transforms._base import Findings, GraphModel, transform
 from tfopt.transforms._graph import Body
 
@@ -99,12 +99,8 @@ def _forget_waits(body: Body, effects: _semantics.Effects) -> None:
     if not waits:
         return
     decisive = _semantics.decisive(body, effects)
-    idle = {name for name, node in waits.items() if node not in decisive}
-    body.kept -= {waits[name] for name in idle}
-    for name in idle:
-        del waits[name]
-    names = body.function.signature.control_output
-    names[:] = [name for name in names if name not in idle]
+    idle = [name for name, node in waits.items() if node not in decisive]
+    _effects.drop_controls(body, idle)
 
 
 def _wanted_by_name(
