@@ -117,7 +117,7 @@ def test_long_trainings_begin_between_what_was_reached_and_what_was_not(verdicts
     [
         (None, 3.0, Schedule(5, 30)),
         (600, 1e-6, Schedule(5, 60)),
-        (600, 40.0, Schedule(1, 6)),  # one of the latter at most
+        (600, 40.0, Schedule(1, 7)),  # one of the latter at most
         (600, 400.0, Schedule(1, 0)),
         (600, 1e4, Schedule(0, 0)),
     ],
@@ -138,6 +138,12 @@ def test_the_clock_says_how_long_trainings_are(search, budget, seconds, expected
             spent = _trainer.SHORT * trainer.seconds(usual.short)
             spent += _trainer.LONG * trainer.seconds(usual.long)
             assert 0.85 * search.seconds_left < spent <= search.seconds_left
+            # It went faster than expected: long trainings take what is left.
+            trainer.schedule = usual
+            trainer.seconds_per_epoch = 1.5
+            trainer.plan_long()
+            assert trainer.schedule.short == usual.short
+            assert trainer.schedule.long > usual.long
     finally:
         search.time_budget = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfopt import _keras, lifting, training
@@ -80,14 +80,8 @@ class Trainer:
         self.seconds_per_epoch = float(speed)
         # Of preparing, tracing, converting and measuring; the first training tells.
         self._overhead: float | None = None
-        schedule = search.kept(
-            "schedule",
-            lambda: dataclasses.asdict(self._planned()),
-            time_budget=search.time_budget,
-            epochs=settings.epochs,
-            batch_size=size,
-        )
-        self.schedule = Schedule(**schedule)
+        self.schedule = Schedule(0, 0)
+        self._plan("schedule", self._planned)
 
     def seconds(self, epochs: int) -> float:
         """Returns what a training is expected to take, all that belongs to it."""
@@ -110,6 +104,22 @@ class Trainer:
         measured = (trial.seconds - self._overhead) / epochs
         # A training that went on after an interruption seems short.
         self.seconds_per_epoch = max(measured, self.seconds_per_epoch / 2)
+
+    def plan_long(self) -> None:
+        """Plans long trainings anew, by what short ones have taken."""
+        if self.schedule.long and self._search.time_budget is not None:
+            self._plan("schedule_long", self._planned_long)
+
+    def _plan(self, name: str, make: Callable[[], Schedule]) -> None:
+        # Whatever budget and objective: so that their trainings are the same ones.
+        schedule = self._search.kept(
+            name,
+            lambda: dataclasses.asdict(make()),
+            time_budget=self._search.time_budget,
+            epochs=self._search.training.epochs,
+            batch_size=self._search.training.batch_size,
+        )
+        self.schedule = Schedule(**schedule)
 
     @property
     def has_batch_norm(self) -> bool:
@@ -170,11 +180,18 @@ class Trainer:
         each = _SHORT_SHARE * left / SHORT - self.seconds(0)
         short = min(int(each / self.seconds_per_epoch), _MOST_SHORT_EPOCHS)
         short = max(short, 1)
-        each = (left - SHORT * self.seconds(short)) / LONG - self.seconds(0)
+        return Schedule(short, self._long(short, left - SHORT * self.seconds(short)))
+
+    def _planned_long(self) -> Schedule:
+        short = self.schedule.short
+        return Schedule(short, self._long(short, self._search.seconds_left))
+
+    def _long(self, short: int, left: float) -> int:
+        each = left / LONG - self.seconds(0)
         long = min(int(each / self.seconds_per_epoch), _MOST_LONG_EPOCHS)
         if long <= short:  # there is time for a few trainings only: a single long one
-            long = int(fitting / 2)
-        return Schedule(short, long if long > short else 0)
+            long = int(max(left - self.seconds(0), 0) / self.seconds_per_epoch)
+        return long if long > short else 0
 
     def _probe(self) -> float:
         """Returns the seconds of a step."""

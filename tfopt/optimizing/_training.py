@@ -165,6 +165,7 @@ def _stands_low_bits(search: Search) -> bool:
 
 def _at_the_front(search: Search, trainer: Trainer, lines: list[Line]) -> None:
     """Trains for long: each line once that may win, then the one that leads."""
+    trainer.plan_long()
     expected = {line.name: line.expected_cost(search) for line in lines}
     lines = sorted(lines, key=lambda line: expected[line.name])
     least = expected[lines[0].name]
@@ -268,6 +269,8 @@ class Channels:
             f"After short trainings, {best:.0%} of the channels can be spared"
             + (f", {min(beyond):.0%} cannot." if beyond else "; no more was tried.")
         )
+        self._trainer.plan_long()
+        planned = self._trainer.schedule
         if beyond and planned.long:
             attempt = functools.partial(self._attempt, planned.long)
             self._search.bisect(attempt, low=best, first=min(beyond), **options)
