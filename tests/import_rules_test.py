@@ -49,13 +49,14 @@ RULES = {
     "runner": Rule(
         "numpy ai_edge_litert",
         "rich",
-        "types artifacts tflite_file tflite_schema _array_files _json_files _processes",
+        "types artifacts tflite_file tflite_schema _array_files _json_files _processes"
+        " _progress",
     ),
     "benchmark": Rule(
         "numpy",
         "tensorflow",
         "types artifacts tflite_file runner data report _keras savedmodel _trust"
-        " _processes",
+        " _processes _progress",
     ),
     "comparison": Rule("numpy", "", "types artifacts data benchmark report _trust"),
     "tflite_file": Rule(
@@ -84,12 +85,13 @@ RULES = {
     "freezing": Rule(
         "numpy tensorflow",
         "google ml_dtypes",
-        "types artifacts savedmodel _keras _trust _processes",
+        "types artifacts savedmodel _keras _trust _processes _progress",
     ),
     "grappler": Rule(
         "numpy tensorflow",
         "google",
-        "types artifacts savedmodel freezing benchmark report _trust _processes",
+        "types artifacts savedmodel freezing benchmark report _trust _processes"
+        " _progress",
     ),
     "checkpoint": Rule(
         "numpy tensorflow",
@@ -100,19 +102,19 @@ RULES = {
         "numpy tensorflow",
         "google ml_dtypes rich",
         "types artifacts affine masks savedmodel freezing _signatures _trust"
-        " _processes",
+        " _processes _progress",
     ),
     "conversion": Rule(
         "numpy tensorflow ai_edge_litert",
         "",
         "types artifacts affine tflite_file runner savedmodel freezing data inspection"
-        " micro _keras _samples _trust _processes",
+        " micro _keras _samples _trust _processes _progress",
     ),
     "finetuning": Rule(
         "numpy",
         "rich",
         "types artifacts data report runner analysis training methods conversion"
-        " tfmot _keras _child lifting recipe _trust _json_files",
+        " tfmot _keras _child lifting recipe _trust _json_files _progress",
     ),
     "recipe": Rule(
         "numpy",
@@ -125,20 +127,22 @@ RULES = {
         "",
         "types artifacts data report runner benchmark comparison inspection recipe"
         " quantization finetuning lifting training methods conversion _keras"
-        " surgery savedmodel _trust _json_files",
+        " surgery savedmodel _trust _json_files _progress",
     ),
     "surgery": Rule("numpy tensorflow", "", "types masks _keras"),
     "lifting": Rule(
         "numpy tensorflow", "google", "types freezing _keras _trust savedmodel"
     ),
     "training": Rule("", "", "types _keras lifting methods"),
-    "pruning": Rule("numpy", "", "types artifacts masks _keras methods _json_files"),
+    "pruning": Rule(
+        "numpy", "", "types artifacts masks _keras methods _json_files _progress"
+    ),
     "micro": Rule("numpy", "", "types artifacts inspection tflite_file"),
     "inspection": Rule(
         "numpy",
         "tensorflow rich",
         "types artifacts report tflite_file savedmodel freezing _keras analysis data"
-        " _trust",
+        " _trust _progress",
     ),
     "analysis": Rule(
         "numpy",
@@ -149,15 +153,18 @@ RULES = {
         "numpy",
         "matplotlib",
         "types artifacts affine report tflite_file conversion data _keras _samples"
-        " _json_files",
+        " _json_files _progress",
     ),
     "tfmot": Rule(
         "",
         "tensorflow tf_keras tensorflow_model_optimization",
         "types _keras artifacts",
     ),
-    "_flags": Rule("absl", "rich", "_quiet _signatures _text artifacts types"),
+    "_flags": Rule(
+        "absl", "rich", "_progress _quiet _signatures _text artifacts types"
+    ),
     "_child": Rule("absl", "", "types artifacts _trust _processes"),
+    "_progress": Rule("", "rich", "_text"),
     "_quiet": Rule(),
     "_text": Rule(),
     "_trust": Rule(),

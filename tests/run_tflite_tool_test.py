@@ -260,13 +260,3 @@ def test_strings_that_no_file_can_hold():
     assert _files._fixed_length([], "y").size == 0
     with pytest.raises(TfoptError, match="ends with a zero byte"):
         _files._fixed_length([b"a\0"], "y")
-
-
-def test_a_terminal_gets_a_bar(monkeypatch, capsys):
-    with command._progress(10) as advance:
-        advance(10)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with command._progress(10) as advance:
-        advance(10)
-    assert "10/10" in capsys.readouterr().err

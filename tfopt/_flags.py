@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from tfopt import _quiet, _signatures, _text, artifacts
+from tfopt import _progress, _quiet, _signatures, _text, artifacts
 from tfopt.types import TfoptError, UsageError
 
 # Flags defined here belong to the tool that asked for them, so that its --helpshort
@@ -226,7 +226,7 @@ def main(
         _set_up_process(tool, debug=debug, imports=_names_function(flag_values))
         place = flag_values["report"].value
         artifacts.prepare([place] if place else [])
-        with contextlib.redirect_stdout(sys.stderr):
+        with _progress.shown(), contextlib.redirect_stdout(sys.stderr):
             result = work()
         if place:
             artifacts.write_json(place, result)
@@ -495,7 +495,7 @@ def _set_up_process(tool: str, *, debug: bool, imports: bool) -> None:
         warnings.formatwarning = lambda message, *_: (
             f"{tool}: warning: {_text.printable(str(message))}\n"
         )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Printable(f"{tool}: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tfopt").setLevel(logging.DEBUG if debug else logging.INFO)
@@ -514,6 +514,18 @@ def _names_function(flag_values: flags.FlagValues) -> bool:
         for text in (value if isinstance(value, (list, tuple)) else [value])
     ]
     return any(isinstance(text, str) and _FUNCTION.fullmatch(text) for text in texts)
+
+
+class _Stderr(logging.StreamHandler):
+    """Logs to what is stderr by then: above the progress while that is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Printable(logging.Formatter):

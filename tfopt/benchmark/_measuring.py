@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import _trust, artifacts
+from tfopt import _progress, _trust, artifacts
 from tfopt.benchmark import _inputs, _models, _process
 from tfopt.benchmark._measurement import Measurement, mean_profile
 from tfopt.benchmark._results import Benchmark
@@ -238,15 +238,23 @@ def measure(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             stack.callback(candidate.close)
+        turns = len(candidates) * (settings.rounds + 2)
+        advance = stack.enter_context(_progress.task("measuring", turns))
         for candidate in candidates:
+            advance(0, what=f"loading {candidate.file.name}")
             candidate.try_to(_start, settings, data)
+            advance()
         calls = math.ceil(settings.num_runs / settings.rounds)
         for number in range(settings.rounds):
             _logger.debug("round %d of %d", number + 1, settings.rounds)
             for candidate in candidates:
+                advance(0, what=f"timing {candidate.file.name}")
                 candidate.try_to(_round, calls, settings.min_round_ms)
+                advance()
         for candidate in candidates:
+            advance(0, what=f"finishing {candidate.file.name}")
             candidate.try_to(_finish, settings.profile, finish)
+            advance()
     given = {**dataclasses.asdict(settings), "data": "given" if data else "made up"}
     return Benchmark(tuple(map(_measurement, candidates)), given)
 

@@ -88,8 +88,10 @@ def resolve(path: str | os.PathLike[str]) -> str:
         return str(folder / "variables" / "variables")
     if (folder / "checkpoint").is_file():
         latest = _LATEST.search((folder / "checkpoint").read_text(encoding="utf-8"))
-        if latest and (folder / (latest[1] + ".index")).is_file():
-            return str(folder / latest[1])
+        # Old ones name the place on the machine that trained; none leads out of here.
+        name = os.path.basename(latest[1]) if latest else ""
+        if name and (folder / (name + ".index")).is_file():
+            return str(folder / name)
     found = sorted(folder.glob("*.index"))
     if len(found) != 1:
         listed = [entry.stem for entry in found][:10]

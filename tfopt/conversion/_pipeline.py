@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import tflite_file
+from tfopt import _progress, tflite_file
 from tfopt.conversion import (
     _checking,
     _divergence,
@@ -120,6 +120,7 @@ class Done:
     samples: Samples | None
 
 
+@_progress.task("converting")
 def run(model: Any, request: Request) -> Done:
     """Converts one signature of a model.
 

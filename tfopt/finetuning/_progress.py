@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tfopt import _progress
 from tfopt.methods._base import Method
 
 _LOGGER = logging.getLogger(__name__)
@@ -82,6 +83,14 @@ def bar(total: int, done: int) -> Iterator[Bar]:
         TimeRemainingColumn,
     )
 
+    drawn = _progress.display()
+    if drawn is not None:  # of a tool, which draws one line for each task
+        task = drawn.add_task("", total=total, completed=done)
+        try:
+            yield Bar(drawn, task)
+        finally:
+            drawn.remove_task(task)
+        return
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from tfopt import _trust, artifacts
+from tfopt import _progress, _trust, artifacts
 from tfopt.freezing import checking, report, rewrite, sources, state
 from tfopt.freezing import output as outputs
 from tfopt.freezing import plan as plans
@@ -28,6 +28,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @_trust.with_safe_mode
+@_progress.task("freezing")
 def freeze(
     source: Any,
     output: str | os.PathLike[str],

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from tfopt import _trust, artifacts
+from tfopt import _progress, _trust, artifacts
 from tfopt.grappler import model as models
 from tfopt.grappler import optimizing
 from tfopt.grappler.config import GrapplerConfig, Preset
@@ -27,6 +27,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @_trust.with_safe_mode
+@_progress.task("optimizing the graph")
 def optimize_graph(
     source: Any,
     output: str | os.PathLike[str],

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from tfopt import _trust, artifacts
+from tfopt import _progress, _trust, artifacts
 from tfopt.freezing import checking
 from tfopt.grappler import child, optimizing, registry
 from tfopt.grappler import model as models
@@ -210,7 +210,10 @@ class _Study:
                 jobs.append(request)
             if not jobs:
                 continue
-            outcomes = child.run_all(jobs, timeout_s=self._timeout_s, onednn=onednn)
+            with _progress.task(f"optimizing by {len(jobs)} configurations"):
+                outcomes = child.run_all(
+                    jobs, timeout_s=self._timeout_s, onednn=onednn
+                )
             for name, outcome in zip(names, outcomes, strict=True):
                 self._optimized(name, variants[name], outcome)
         # In the order asked for.
@@ -226,7 +229,8 @@ class _Study:
             {**self._common, "task": "evaluate", "model": self._loaded(name)}
             for name in names
         ]
-        first, *outcomes = child.run_all(jobs, timeout_s=self._timeout_s)
+        with _progress.task(f"running {len(jobs)} graphs"):
+            first, *outcomes = child.run_all(jobs, timeout_s=self._timeout_s)
         if first.status != "done":
             raise TfoptError(
                 "The source cannot be run. Expected inputs made up from the signature "
@@ -255,7 +259,8 @@ class _Study:
         }
         # Loading and warming up take their time, too.
         limit = self._timeout_s * 2 + len(requests)
-        outcome = child.run(request, timeout_s=limit)
+        with _progress.task(f"timing {len(requests)} graphs"):
+            outcome = child.run(request, timeout_s=limit)
         if outcome.status != "done":
             for name in names:
                 self.rows[name]["status"] = f"not timed, {outcome}"

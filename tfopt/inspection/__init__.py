@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tfopt import _trust, artifacts
+from tfopt import _progress, _trust, artifacts
 from tfopt.inspection import _opening
 from tfopt.inspection._difference import Difference, diff
 from tfopt.inspection._tflite import arithmetic
@@ -26,6 +26,7 @@ _MEASURE_UP_TO = 1 << 28
 
 
 @_trust.with_safe_mode
+@_progress.task("inspecting")
 def inspect(
     model: Any, *, signature_key: str | None = None, safe_mode: bool = True
 ) -> Inspection:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import _json_files, _keras, artifacts, masks
+from tfopt import _json_files, _keras, _progress, artifacts, masks
 from tfopt._keras import variables
 from tfopt.methods import _scores, _targets
 
@@ -196,7 +196,7 @@ def sensitivity(
     baseline = evaluate()
     found = {
         weight.name: _curve(model, selection.only(weight.name), scores, grid, evaluate)
-        for weight in selection.weights
+        for weight in _progress.each(selection.weights, "measuring layers")
     }
     return Sensitivity(
         metric=name,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import tflite_file
+from tfopt import _progress, tflite_file
 from tfopt._keras import variables
 from tfopt.conversion import (
     _checking,
@@ -80,7 +80,7 @@ def measure(
             measured[kind] = {
                 name: {
                     layer: subject.score(name, kind, layer)
-                    for layer in layers
+                    for layer in _progress.each(layers, f"{name} {kind}: layers")
                     if mode in (kind, "both")
                     and _variants.has_effect(name, subject.groups[layer])
                 }

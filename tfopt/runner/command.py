@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import artifacts
+from tfopt import _progress, artifacts
 from tfopt.runner import Runner
 from tfopt.runner._engine import one_line
 from tfopt.runner._files import Outputs, read_inputs
@@ -189,7 +187,7 @@ def _run(runner: Runner, arrays: dict[str, np.ndarray], outputs: Outputs) -> int
                 for name, array in arrays.items()
             }
 
-    with _progress(rows) as advance:
+    with _progress.task("rows", rows) as advance:
         try:
             for index, result in enumerate(runner.map(chunks())):
                 outputs.add(by_name(result))
@@ -201,29 +199,3 @@ def _run(runner: Runner, arrays: dict[str, np.ndarray], outputs: Outputs) -> int
                 f"{one_line(error.__cause__ or error)}"
             ) from error
     return rows
-
-
-@contextlib.contextmanager
-def _progress(rows: int) -> Iterator[Callable[[int], None]]:
-    """Yields what moves a bar by some rows; it is drawn on a terminal only."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("rows"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("rows", total=rows)
-        yield lambda done: bar.update(task, advance=done)

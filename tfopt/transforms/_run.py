@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from tfopt import _progress
 from tfopt.transforms import _checking, _verifier
 from tfopt.transforms._base import Promise
 from tfopt.transforms._registry import Step
@@ -96,7 +97,7 @@ class _Runner:
             self._verifier.start(self._source, self._data)
         self._last = serialize(self._graph.to_graph_def())
         report.verify_seconds += time.perf_counter() - began
-        for step in self._steps:
+        for step in _progress.each(self._steps, "transforming"):
             self._apply(step, report)
             self._applied += 1
         if self._verify == "structure":
