@@ -1,5 +1,7 @@
 import dataclasses
 import gzip
+import inspect
+import re
 import warnings
 
 import flatbuffers
@@ -11,7 +13,9 @@ from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tfopt
 from tfopt import tflite_file
+from tfopt.tflite_schema import tables
 from tfopt.types import TfoptError
 
 RNG = np.random.default_rng(0)
@@ -406,3 +410,96 @@ def test_weights_behind_the_flatbuffer_are_refused(files):
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     with pytest.raises(TfoptError, match="below 2 GB"):
         tflite_file.rewrite(bytes(builder.Output()))
+
+
+def damaged(content, change):
+    """Returns the content after a change of the unpacked model."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    change(model)
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def first(model):
+    return model.subgraphs[0]
+
+
+def write_to_constant(model):
+    numbers = [tensor.buffer for tensor in first(model).tensors]
+    constant = next(n for n in numbers if model.buffers[n].data is not None)
+    result = first(model).operators[0].outputs[0]
+    first(model).tensors[result].buffer = constant
+
+
+def call_in_a_circle(model):
+    for operator in model.subgraphs[1].operators:
+        options = schema.WhileOptionsT(condSubgraphIndex=0, bodySubgraphIndex=0)
+        operator.builtinOptions = options
+        operator.builtinOptionsType = schema.BuiltinOptions.WhileOptions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(first(m).operators[0], "opcodeIndex", 99), "code 99"),
+        (lambda m: setattr(first(m).operators[0], "inputs", [77]), "tensor 77"),
+        (lambda m: setattr(first(m).tensors[0], "buffer", 999), "buffer 999"),
+        (lambda m: setattr(first(m), "outputs", np.int32([-7])), "tensor -7"),
+        (lambda m: setattr(m, "subgraphs", []), "holds no graph"),
+        (write_to_constant, "constant"),
+    ],
+)
+def test_numbers_of_what_is_not_there_are_named(files, tmp_path, change, message):
+    # The interpreter follows these into a crash.
+    path = tmp_path / "damaged.tflite"
+    path.write_bytes(damaged(files["float"], change))
+    for read in (tflite_file.read, tfopt.Runner):
+        with pytest.raises(TfoptError, match=f"{message}.*damaged.tflite"):
+            read(path)
+
+
+def test_subgraphs_that_call_each_other_in_a_circle_are_refused():
+    content = lower(
+        lambda x: tf.while_loop(lambda x: x[0, 0, 0] < 3, lambda x: (x + 1,), (x,))
+    )
+    with pytest.raises(TfoptError, match="in a circle"):
+        tflite_file.read(damaged(content, call_in_a_circle))
+
+
+def test_tables_that_are_shared_again_and_again_are_refused(files):
+    # A few bytes for each reference, and thousands of objects for each in memory.
+    count = 5000
+    model = schema.ModelT.InitFromPackedBuf(files["float"])
+    builder = flatbuffers.Builder()
+    place = model.subgraphs[0].Pack(builder)
+    schema.ModelStartSubgraphsVector(builder, count)
+    for _ in range(count):
+        builder.PrependUOffsetTRelative(place)
+    subgraphs = builder.EndVector()
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, subgraphs)
+    builder.Finish(schema.ModelEnd(builder), file_identifier=b"TFL3")
+    with pytest.raises(TfoptError, match="again and again"):
+        tflite_file.read(bytes(builder.Output()))
+
+
+def test_the_tables_of_the_schema_are_those_of_the_installed_one():
+    sizes = {"Bool": 1, "Int8": 1, "Uint8": 1, "Byte": 1, "Int16": 2, "Uint16": 2}
+    sizes |= {"Int32": 4, "Uint32": 4, "Float32": 4, "Int64": 8, "Uint64": 8}
+    found = re.findall(
+        r"^def (\w+)\(builder, \w+\):\n    builder\.Prepend(\w+?)Slot\((\d+),",
+        inspect.getsource(schema),
+        re.MULTILINE,
+    )
+    assert len(found) > 300
+    for function, kind, slot in found:
+        owners = [name for name in tables.TABLES if function.startswith(f"{name}Add")]
+        word = tables.TABLES[max(owners, key=len)].split()[int(slot)]
+        if kind == "UOffsetTRelative":
+            assert not word.isdigit(), function
+        else:
+            assert word == str(sizes[kind]), function
+    for name, members in tables.UNIONS.items():
+        numbers = {value: key for key, value in vars(getattr(schema, name)).items()}
+        assert members.split() == [numbers[i] for i in range(len(members.split()))]

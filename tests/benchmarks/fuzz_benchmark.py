@@ -48,30 +48,23 @@ def main():
         return
     limits = driver.Limits(seconds=given.seconds)
     print(driver.HEAD, flush=True)
-    failed = False
-    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        results = pool.map(
-            lambda name: driver.fuzz(
-                name,
-                cases=given.cases,
-                samples=given.samples,
-                seed=given.seed,
-                limits=limits,
-            ),
-            given.readers or list(readers.NAMES),
-        )
-        for result in _shown(results):
+    names = given.readers or list(readers.NAMES)
+
+    def run(own):
+        options = {"cases": given.cases, "seed": given.seed, "limits": limits}
+        for result in driver.fuzz(own, samples=given.samples, **options):
             print(result.row(), flush=True)
-            failed = failed or bool(result.failures)
             _show_findings(result)
-    sys.exit(1 if failed else 0)
+            failures.update(result.failures)
 
-
-def _shown(results):
-    try:
-        yield from results
-    except RuntimeError as error:
-        sys.exit(str(error))
+    failures = collections.Counter()
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        try:
+            parts = [names[first :: given.jobs] for first in range(given.jobs)]
+            list(pool.map(run, filter(None, parts)))
+        except RuntimeError as error:
+            sys.exit(str(error))
+    sys.exit(1 if failures else 0)
 
 
 def _show_findings(result):

@@ -16,6 +16,7 @@ import pathlib
 import random
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -29,6 +30,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 KINDS = ("read", "named error", "wrong exception", "memory", "hang", "crash")
 FAILURES = KINDS[2:]
 KEPT_FINDINGS = 60
+_ANSWER = "tfopt-fuzz: "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,47 +98,54 @@ HEAD = (
 )
 
 
-def fuzz(name, *, cases, samples, seed=0, first=0, limits=None):
-    """Runs cases of a reader, in a process of its own.
+def fuzz(names, *, cases, samples, seed=0, limits=None):
+    """Runs cases of readers, one after the other, in a process of their own.
 
     Args:
-        name: Of the reader, see `readers`.
-        cases: How many.
+        names: Of the readers, see `readers`.
+        cases: How many of each; or by name.
         samples: Folder of the files that are damaged; what is missing is made.
         seed: Of all cases.
-        first: Number of the first case.
         limits: What a case may take.
+
+    Yields:
+        A `Result` for each reader.
 
     Raises:
         RuntimeError: The process itself failed: no case, but the fuzzer is wrong.
     """
     limits = limits or Limits()
-    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tfopt-fuzz-", dir=_fast_folder()) as work:
         request = {
-            "name": name,
-            "first": first,
-            "last": first + cases,
+            "cases": {
+                name: cases[name] if isinstance(cases, dict) else cases
+                for name in names
+            },
             "seed": seed,
             "limits": dataclasses.asdict(limits),
             "samples": os.fspath(samples),
             "work": work,
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "fuzz.driver", json.dumps(request)],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(f"the fuzzer of {name} failed:\n{done.stderr[-4000:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Result(reader=name, cases=cases, seconds=time.monotonic() - start, **answer)
+        log = pathlib.Path(work) / "log"
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fuzz.driver", json.dumps(request)],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+                    "TF_CPP_MIN_LOG_LEVEL": "3",
+                },
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        with process:
+            for line in process.stdout:
+                if line.startswith(_ANSWER):
+                    yield Result(**json.loads(line.removeprefix(_ANSWER)))
+        if process.returncode:
+            words = log.read_text(errors="replace")[-4000:]
+            raise RuntimeError(f"the fuzzer of {', '.join(names)} failed:\n{words}")
 
 
 def _fast_folder():
@@ -166,20 +175,36 @@ def _random(seed, name, case):
 
 
 def main(request):
-    """The process of one reader: prints the answer as JSON."""
-    reader = _reader(request["name"], request["samples"], request["work"])
+    """The process of readers: prints a line of JSON for each."""
+    from fuzz import samples
+
+    samples.make(request["samples"])
+    for name, cases in request["cases"].items():
+        work = pathlib.Path(request["work"]) / name
+        work.mkdir()
+        start = time.monotonic()
+        reader = _reader(name, request["samples"], work)
+        answer = _run(reader, name, cases, request, work)
+        answer["seconds"] = time.monotonic() - start
+        print(_ANSWER + json.dumps(answer), flush=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(reader, name, cases, request, work):
+    """Runs the cases of one reader; returns the fields of a `Result`."""
     limits = Limits(**request["limits"])
     status = Status()
-    log = pathlib.Path(request["work"]) / "findings.jsonl"
+    log = work / "findings.jsonl"
     log.touch()
-    position = request["first"]
-    while position < request["last"]:
+    position = 0
+    while position < cases:
         status["since"] = 0
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                _work(reader, request, position, limits, status, log)
+                job = (name, request["seed"], position, cases)
+                _work(reader, job, limits, status, log)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -196,16 +221,16 @@ def main(request):
         with log.open("a") as file:
             file.write(json.dumps({"kind": kind, "case": case, "what": how}) + "\n")
         position = case + 1
-    findings = [json.loads(line) for line in log.read_text().splitlines()]
-    answer = {
+    return {
+        "reader": name,
+        "cases": cases,
         "counts": {kind: int(status[kind]) for kind in KINDS},
         "slowest_s": status["slowest"],
         "slowest_case": int(status["slowest_case"]),
         "peak_bytes": int(status["peak_bytes"]),
         "peak_case": int(status["peak_case"]),
-        "findings": findings,
+        "findings": [json.loads(line) for line in log.read_text().splitlines()],
     }
-    print(json.dumps(answer))
 
 
 def _watch(child, limits, status):
@@ -231,14 +256,15 @@ def _watch(child, limits, status):
     return "broken", f"exit code {os.WEXITSTATUS(code)}"
 
 
-def _work(reader, request, first, limits, status, log):
+def _work(reader, job, limits, status, log):
     """Runs cases until the last one."""
+    name, seed, first, last = job
     _limit_memory(limits)
     before = _peak_memory()
     seen = collections.Counter()
-    for case in range(first, request["last"]):
+    for case in range(first, last):
         status["case"], status["since"] = case, 0
-        given = reader.mutate(_random(request["seed"], request["name"], case))
+        given = reader.mutate(_random(seed, name, case))
         start = time.monotonic()
         status["since"] = start
         kind, what = _outcome(reader, given)

@@ -34,33 +34,51 @@ class _Mutator:
 
 
 class TfliteReader(_Mutator):
-    """`tflite_file.read`, `rewrite` and `inspect`: all in Python."""
+    """`tflite_file.read`, `inspect`, and the facts that a `Runner` reads."""
 
-    def read(self, given):
-        from tfopt import inspection, micro, tflite_file
+    def __init__(self, folder, work):
+        super().__init__(folder, work)
+        from tfopt import inspection, tflite_file
         from tfopt.runner import _model_file
 
-        _model_file.read_model_file(str(given))
-        file = tflite_file.read(given)
-        tflite_file.float_operators(file)
-        inspection.inspect(given)
-        del micro
+        self._inspect, self._file = inspection.inspect, tflite_file
+        self._read_facts = _model_file.read_model_file
+
+    def read(self, given):
+        self._read_facts(str(given))
+        self._file.float_operators(self._file.read(given))
+        self._inspect(given)
 
 
 class RunnerReader(_Mutator):
-    """`Runner` in this process: what native code gets has been checked before."""
+    """`Runner` in this process: what native code gets has been checked before.
 
-    def read(self, given):
+    What is right to load may still not end, or fail on a batch: that is no damage of
+    the file. So loops are only opened, and a batch may fail with any error of ours.
+    """
+
+    def __init__(self, folder, work):
+        super().__init__(folder, work)
+        self._contents = self._contents[:2]
         import numpy as np
 
-        from tfopt.runner import Runner
+        from tfopt import runner, types
 
-        with Runner(str(given), num_workers=1, num_threads=1, batch_size=1) as runner:
+        self._np, self._runner, self._types = np, runner.Runner, types
+
+    def read(self, given):
+        options = {"num_workers": 1, "num_threads": 1, "batch_size": 1}
+        with self._runner(str(given), **options) as runner:
             feeds = {
-                info.name: np.zeros([n or 1 for n in info.shape or ()], info.dtype)
+                info.name: self._np.zeros(
+                    [n or 1 for n in info.shape or ()], info.dtype
+                )
                 for info in runner.signature.inputs
             }
-            runner.run(feeds)
+            try:
+                runner.run(feeds)
+            except (self._types.TfoptError, ValueError) as error:
+                raise self._types.TfoptError(f"{given}: {error}") from error
 
 
 def _damage_objects(rng, content):
@@ -90,7 +108,6 @@ def _damage_field(rng, model, np):
         setattr(owner, name, rng.choice((0.0, -1.0, 1e38, float("nan"))))
     elif isinstance(value, np.ndarray) and value.size:
         changed = value.copy()
-        low, high = (-(1 << 31), 1 << 31) if value.dtype.kind in "iu" else (-1, 1)
         if value.dtype.kind == "f":
             number = rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf")))
         else:
@@ -105,7 +122,6 @@ def _damage_field(rng, model, np):
             changed = changed[: rng.randrange(value.size)]
         elif kind == 1:
             changed = np.repeat(changed, rng.choice((2, 3, 9)))
-        del low, high
         setattr(owner, name, changed)
     elif isinstance(value, list) and value:
         items = list(value)

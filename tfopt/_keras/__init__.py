@@ -201,6 +201,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         # In `.h5` files, Keras 3 asks even for the state of no optimizer.
         is_legacy = target.endswith((".h5", ".hdf5"))
         model.save(target, **({"include_optimizer": False} if is_legacy else {}))
+        importlib.import_module("tfopt._keras.safety").note(target)
     finally:
         model.optimizer = optimizer
 
@@ -220,8 +221,9 @@ def load(path: str | os.PathLike[str]) -> Any:
             "No such model file. Expected a `.keras` or `.h5` file. "
             f"Received: path={os.fspath(path)!r}"
         )
-    from tfopt._keras import foreign
+    from tfopt._keras import foreign, safety
 
+    safety.probe(source)
     if foreign.kind_of(source) == "quantized":
         raise TfoptError(
             "The model is in TFMOT's quantization-aware training, whose layers need "

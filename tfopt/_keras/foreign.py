@@ -48,12 +48,14 @@ def plain(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         TfoptError: TFMOT cannot load the file, or it is not safe to.
     """
+    from tfopt._keras import safety
+
+    if path.is_file():
+        safety.probe(path)
     kind = kind_of(path)
     if not kind:
         yield path
         return
-    from tfopt._keras import safety
-
     safety.check(path, importlib.import_module("tf_keras"))
     with artifacts.temporary_folder() as folder:
         target = pathlib.Path(folder) / ("plain.h5" if kind == "pruned" else "plain")

@@ -347,10 +347,15 @@ def _info(name: str, tensor: Tensor) -> TensorInfo:
 def _border(subgraph: Subgraph) -> set[int]:
     """Tensors that are inputs or outputs, or views of one."""
     border = {*subgraph.inputs, *subgraph.outputs}
-    for operator in subgraph.operators:
-        if operator.name in _VIEWS and operator.inputs[0] in border:
+    views = [
+        operator
+        for operator in subgraph.operators
+        if operator.name in _VIEWS and operator.inputs and operator.outputs
+    ]
+    for operator in views:
+        if operator.inputs[0] in border:
             border.update(operator.outputs)
-    for operator in reversed(subgraph.operators):
-        if operator.name in _VIEWS and operator.outputs[0] in border:
+    for operator in reversed(views):
+        if operator.outputs[0] in border:
             border.add(operator.inputs[0])
     return border

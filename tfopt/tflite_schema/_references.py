@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from tfopt.tflite_schema._table import Damaged, Table
 from tfopt.tflite_schema.tables import UNIONS
 
+_BEHIND = -1  # bytes that are not in the FlatBuffer
 _ABSENT = -1  # an optional input that is left out
+# Bits of an element by the number of its type; the others have no fixed size.
+_BITS = {
+    **{0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 8: 64, 9: 8, 10: 64, 11: 128},
+    **{12: 64, 15: 32, 16: 16, 17: 4, 18: 16},
+}
 # A stack of 8 MB holds about a thousand; converters write a handful.
 _MOST_CALLS = 64
 _MOST_AXES = 32  # NumPy's limit was that for long, TFLite's is lower
@@ -36,7 +43,7 @@ def check_references(model: Table) -> None:
     Raises:
         Damaged: One of them is too large, or subgraphs call each other in a circle.
     """
-    buffers = model.vector_length(4, 4)
+    buffers = [_stored_bytes(buffer) for buffer in model.tables(4)]
     codes = model.vector_length(1, 4)
     subgraphs = model.tables(2)
     if not subgraphs:
@@ -48,7 +55,7 @@ def check_references(model: Table) -> None:
     ]
     _check_calls(calls)
     for item in model.tables(6):
-        _check("metadata of buffer", [item.number(1, "I")], buffers)
+        _check("metadata of buffer", [item.number(1, "I")], len(buffers))
     for signature in model.tables(7):
         number = signature.number(4, "I")
         _check("a signature of subgraph", [number], len(subgraphs))
@@ -56,28 +63,54 @@ def check_references(model: Table) -> None:
             _check("a signature with tensor", [item.number(1, "I")], counts[number])
 
 
+def _stored_bytes(buffer: Table) -> int:
+    # Models above 2 GB keep weights behind the FlatBuffer; the interpreter checks it.
+    if buffer.number(1, "Q") > 1:
+        return _BEHIND
+    return buffer.vector_length(0, 1)
+
+
 def _check_subgraph(
-    subgraph: Table, tensors: int, buffers: int, codes: int, subgraphs: int
+    subgraph: Table, tensors: int, buffers: list[int], codes: int, subgraphs: int
 ) -> set[int]:
     """Checks one subgraph; returns which others it calls."""
-    for tensor in subgraph.tables(0):
-        _check("a tensor with buffer", [tensor.number(2, "I")], buffers)
-        _check_tensor(tensor)
+    constants = set()
+    for index, tensor in enumerate(subgraph.tables(0)):
+        number = tensor.number(2, "I")
+        _check("a tensor with buffer", [number], len(buffers))
+        _check_tensor(tensor, buffers[number])
+        if buffers[number]:
+            constants.add(index)
     for slot in (1, 2):
         _check("a subgraph of tensor", subgraph.numbers(slot, "i"), tensors)
+    _check_writable(subgraph.numbers(1, "i"), constants)
     called: set[int] = set()
     for operator in subgraph.tables(3):
         _check("an operator of code", [operator.number(0, "I")], codes)
         for slot in (1, 2, 8):
             given = [n for n in operator.numbers(slot, "i") if n != _ABSENT]
             _check("an operator on tensor", given, tensors)
+            if slot == 2:
+                _check_writable(given, constants)
         numbers = [n for n in _called(operator) if n != _ABSENT]
         _check("an operator that calls subgraph", numbers, subgraphs)
         called.update(numbers)
     return called
 
 
-def _check_tensor(tensor: Table) -> None:
+def _check_writable(numbers: Iterable[int], constants: set[int]) -> None:
+    # Constants are mapped read-only: writing to one ends the process.
+    if not constants.isdisjoint(numbers):
+        written = sorted(constants.intersection(numbers))
+        raise Damaged(f"its constants {written[:5]} are computed or fed")
+
+
+def _check_tensor(tensor: Table, stored: int) -> None:
+    bits = _BITS.get(tensor.number(1, "b"))
+    if stored > 0 and bits is not None and tensor.table(6) is None:  # not sparse
+        count = math.prod(tensor.numbers(0, "i"))
+        if stored != (count * bits + 7) // 8:
+            raise Damaged(f"it has a constant of {count} elements in {stored} bytes")
     rank, free = tensor.vector_length(0, 4), tensor.vector_length(7, 4)
     if rank > _MOST_AXES or (free and free != rank):
         raise Damaged(f"it has a tensor of {rank} axes, {free} of them free")

@@ -16,7 +16,11 @@ from typing import Any
 
 from tfopt import _trust
 from tfopt._keras.safety import _archives, _config
+from tfopt._keras.safety._probing import check as probe
+from tfopt._keras.safety._probing import note
 from tfopt.types import TfoptError
+
+__all__ = ["check", "note", "probe"]
 
 
 def check(path: pathlib.Path, keras: Any) -> None:
