@@ -130,3 +130,10 @@ def test_without_zstandard_the_error_says_what_to_install(folder):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert "pip install 'tfopt[zstd]'" in done.stderr
+
+
+def test_an_archive_in_the_folder_that_it_packs_is_refused(tmp_path, folder):
+    output = folder / "inner.tar.zst"
+    with pytest.raises(ValueError, match="outside of it"):
+        packing.pack(folder, output)
+    assert not output.exists()
