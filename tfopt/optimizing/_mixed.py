@@ -231,10 +231,16 @@ def _expected(search: Search, base: str, plain: Trial, units: Sequence[Unit]) ->
 
 def _divide(search: Search, division: _Division) -> None:
     attempt = functools.partial(_attempt, search, division)
-    kept = shortest(search, division.units, attempt)
+    limit = _best_cost(search)
+
+    def is_too_much(trial: Trial) -> bool:
+        return limit is not None and _cost(search, trial.figures) >= limit
+
+    kept = shortest(search, division.units, attempt, is_too_much)
     if kept is None:
         search.note(
-            f"No division into {division.base} and float layers keeps the budget."
+            f"No division into {division.base} and float layers was found that keeps "
+            "the budget and costs less than what keeps it already."
         )
         return
     step_back(search, kept, attempt)
@@ -260,17 +266,30 @@ def _attempt(search: Search, division: _Division, kept: Sequence[Unit]) -> Trial
 
 
 def shortest(
-    search: Search, order: list[Unit], attempt: Callable[[Sequence[Unit]], Trial]
+    search: Search,
+    order: list[Unit],
+    attempt: Callable[[Sequence[Unit]], Trial],
+    is_too_much: Callable[[Trial], bool] = lambda trial: False,
 ) -> list[Unit] | None:
-    """Returns the shortest beginning of an order that keeps the budget."""
+    """Returns the shortest beginning of an order that keeps the budget.
+
+    Args:
+        search: The search.
+        order: From the most worth keeping to the least.
+        attempt: Makes and measures a beginning.
+        is_too_much: Whether a trial costs too much, so that longer ones do, too.
+    """
     low, high = 0, len(order)
     best: list[Unit] | None = None
     length = min(1, high)
     for _ in range(FORWARD_TRIES):
         if low >= high or search.seconds_left <= 0:
             break
-        if search.is_accepted(attempt(order[:length])):
+        trial = attempt(order[:length])
+        if search.is_accepted(trial):
             best, high = order[:length], length
+        elif is_too_much(trial):
+            break
         else:
             low = length
         if best is not None and high - low <= 1:
