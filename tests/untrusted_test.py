@@ -240,3 +240,37 @@ def test_tools_import_from_the_current_folder_only_what_a_flag_names():
     values.data = None
     values.metric = ["accuracy", "module:f"]
     assert _flags._names_function(values)
+
+
+def test_a_trial_has_its_file_in_its_own_folder(tmp_path):
+    from tfopt import artifacts
+    from tfopt.optimizing import _trials
+
+    made = Recipe([{"do": "convert"}])
+    content = {
+        "key": made.digest(),
+        "recipe": made,
+        "parent": None,
+        "path": "/etc/passwd",
+        "figures": None,
+        "error": None,
+        "seconds": 1.0,
+        "reports": [],
+        "seed": 0,
+    }
+    artifacts.write_json(tmp_path / "trial.json", content)
+    trial = _trials._read(tmp_path)
+    assert trial.path == str(tmp_path / "model.tflite")
+
+
+def test_a_checkpoint_state_leads_nowhere_else(tmp_path):
+    from tfopt.checkpoint import sources
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "ckpt-1.index").touch()
+        (folder / "ckpt-2.index").touch()
+    for name in ("../there/ckpt-2", str(there / "ckpt-2"), "ckpt-2"):
+        (here / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n')
+        assert sources.resolve(str(here)) == str(here / "ckpt-2")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import pathlib
-import shutil
 import time
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfopt import artifacts
+from tfopt import _json_files, _progress, artifacts
 from tfopt.optimizing._measuring import BASELINE, Figures, Judge
 from tfopt.optimizing._problem import Problem
 from tfopt.recipe import Recipe
@@ -107,7 +106,7 @@ class Study:
         self.judge = Judge(problem, first, output)
         self.baseline = self.run(baseline)
         if self.baseline.figures is None:
-            shutil.rmtree(self.folder / self.baseline.key)  # it may work next time
+            artifacts.remove(self.folder / self.baseline.key)  # it may work next time
             raise TfoptError(f"The model cannot be measured. {self.baseline.error}")
 
     def run(self, recipe: Recipe, *, parent: Trial | None = None) -> Trial:
@@ -123,7 +122,8 @@ class Study:
         if trial is None:
             _LOGGER.info("trying %s", recipe.name or recipe)
             _LOGGER.debug("%s", recipe)
-            trial = self._make(recipe, folder, parent)
+            with _progress.task(f"trying {recipe.name or 'a recipe'}"):
+                trial = self._make(recipe, folder, parent)
         else:
             self.found_seconds += trial.seconds
         self.trials[key] = trial
@@ -211,21 +211,21 @@ class Study:
 def _read(folder: pathlib.Path) -> Trial | None:
     """Returns a trial from its folder; None if there is none."""
     try:
-        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        content = _json_files.make(dict[str, Any], _json_files.read(folder / _FILE))
+        hints = typing.get_type_hints(Trial)
+        plain = {
+            name: _json_files.make(hints[name], content.get(name), where=f".{name}")
+            for name in hints
+            if name != "recipe"
+        }
+        trial = Trial(recipe=Recipe.from_json(content.get("recipe")), **plain)
+        if trial.path is None:
+            return trial
+        # Where it lies now: folders move, and none may name a file elsewhere.
+        return dataclasses.replace(trial, path=str(folder / _file_of(trial.recipe)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, error) from error
-    try:
-        content.pop("seed")
-        figures = content.pop("figures")
-        return Trial(
-            recipe=Recipe.from_json(content.pop("recipe")),
-            figures=None if figures is None else Figures(**figures),
-            reports=tuple(content.pop("reports")),
-            **content,
-        )
-    except (KeyError, TypeError, AttributeError, TfoptError) as error:
+    except (_json_files.Damaged, TfoptError) as error:
         raise _damaged(folder, error) from error
 
 
