@@ -30,7 +30,7 @@ def forgetful(monkeypatch):
 
 
 def test_what_is_open_is_measured_once(forgetful, caplog):
-    caplog.set_level(logging.INFO, "tfopt.runner")
+    caplog.set_level(logging.DEBUG, "tfopt.runner._plan_cache")
     with Runner(samples.dense()) as runner:
         first = runner.plan
         assert "(measured: " in first

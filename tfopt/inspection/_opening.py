@@ -69,7 +69,8 @@ def format_of(path: pathlib.Path) -> str:
         return found
     if path.with_name(path.name + ".index").is_file():
         return "checkpoint"
-    raise TfoptError(f"Nothing to inspect. {_EXPECTED}. Received: {os.fspath(path)!r}")
+    what = "It is no model that is known" if path.exists() else "No such model"
+    raise TfoptError(f"{what}. {_EXPECTED}. Received: {os.fspath(path)!r}")
 
 
 def sizes(

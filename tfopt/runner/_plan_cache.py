@@ -75,7 +75,7 @@ def measure_once(
         found, engines = _planning.measure(
             rule, options, entry, layout, opener.open, limit, engine
         )
-        _logger.info("%s", found)
+        _logger.debug("%s", found)  # also in `Runner.plan`
     elif found.num_threads != rule.num_threads:
         engines = []
         engine.close()
