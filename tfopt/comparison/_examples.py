@@ -31,7 +31,7 @@ class Examples:
         return len(next(iter(self.inputs.values())))
 
     def scaled(self, factor: float) -> Examples:
-        """Returns the examples with float32 inputs times a factor; 1 changes nothing."""
+        """Returns them with float32 inputs times a factor; 1 changes nothing."""
         if factor == 1:
             return self
         number = np.float32(factor)
