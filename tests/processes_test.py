@@ -90,6 +90,33 @@ def test_an_interrupt_ends_the_child(ask, tmp_path, is_quiet):
     assert not is_alive(int(file.read_text()))
 
 
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_a_child_ends_with_a_killed_parent(ask, tmp_path, is_quiet):
+    file = tmp_path / "pid"
+    code = (
+        "from tfopt import _processes; "
+        f"_processes.ask('some_child', {{'pid': {str(file)!r}}}, is_quiet={is_quiet})"
+    )
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert comes_true(lambda: file.exists() and file.read_text())
+    parent.kill()
+    parent.wait()
+    child = int(file.read_text())
+    assert comes_true(lambda: not is_alive(child))
+
+
+def comes_true(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_process_that_ends_by_itself_is_not_killed():
     def start(code):
         return subprocess.Popen([sys.executable, "-c", code])

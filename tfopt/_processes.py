@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -24,6 +26,8 @@ _LOG_BYTES = 1 << 16
 _LONGEST = 500
 # After a Ctrl-C, which children in the same terminal get as well.
 _GRACE_S = 0.25
+# Between looks at whether the parent is still there.
+_WATCH_S = 0.5
 # What C++ says before it ends a process.
 _FATAL = re.compile(
     r"^F\d{4} |LLVM ERROR|Check failed|Assertion .* failed|terminate called|what\(\):"
@@ -77,7 +81,7 @@ def ask(
         paths = [pathlib.Path(folder) / name for name in ("request", "answer")]
         paths[0].write_text(json.dumps(request), encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, paths)],
+            [sys.executable, "-m", module, *map(str, paths), str(os.getpid())],
             env=environment(settings or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if is_quiet else None,
@@ -98,14 +102,25 @@ def ask(
 
 
 def answer(function: Callable[[Any], Any]) -> None:
-    """Answers the request of `ask`, in the child.
+    """Answers the request of `ask`, in the child, which ends with who asked.
 
     Args:
         function: Makes the answer, plain data, of the request.
     """
-    request, path = map(pathlib.Path, sys.argv[1:])
+    request, path = map(pathlib.Path, sys.argv[1:3])
+    watch = threading.Thread(target=_end_with, args=[int(sys.argv[3])], daemon=True)
+    watch.start()
     found = function(json.loads(request.read_text(encoding="utf-8")))
     path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, and its own session, once its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
