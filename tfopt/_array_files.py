@@ -211,7 +211,8 @@ def _content(
     array = np.empty(shape, dtype, order)
     # A view in the order of the file: of Fortran's, that is the transpose.
     flat = (array.T if order == "F" else array).reshape(-1)
-    left = memoryview(flat.view(np.uint8)) if array.nbytes else memoryview(b"")
+    raw: Any = flat.view(np.uint8) if array.nbytes else b""
+    left = memoryview(raw)
     while left:
         part = file.read(min(len(left), 1 << 20))
         if not part:
