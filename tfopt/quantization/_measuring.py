@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,9 @@ from tfopt.quantization import _data, _ranges, _result, _variants
 from tfopt.quantization._result import Layer, QuantizationSensitivity, Score
 from tfopt.quantization._scores import ScoreFile
 from tfopt.report import Metric, find_metric
+from tfopt.types import VerificationError
 
+_LOGGER = logging.getLogger(__name__)
 METHODS = _variants.METHODS
 MODES = ("alone", "restored", "both", "whole")
 _BATCH = 32
@@ -229,7 +232,12 @@ class _Subject:
             )
         )
         signature = tflite_file.read(content).signatures[0]
-        found = _verification.run(content, signature, self._batches)
+        try:
+            found = _verification.run(content, signature, self._batches)
+        except VerificationError as error:
+            # Kernels refuse scales that differ too much: this part cannot be integers.
+            _LOGGER.debug("%s, %s %r cannot run: %s", method, kind, layer, error)
+            return Score(_result.BROKEN_DB, None)
         ratios = [
             _verification.measure(
                 [item[name] for item in self._expected],

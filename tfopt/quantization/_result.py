@@ -14,7 +14,7 @@ from tfopt.quantization import _plot
 from tfopt.report import Column, Report, Reported, Table
 
 _FORMAT = "tfopt.quantization_sensitivity"
-# Stands for outputs that are no numbers: worse than any that are.
+# Stands for outputs that are no numbers, or none: worse than any that are.
 BROKEN_DB = -100.0
 Cost = Literal["macs", "bytes"]
 
@@ -26,9 +26,9 @@ class Score:
     Attributes:
         sqnr_db: Signal-to-quantization-noise ratio `10 log10(mean(y^2) /
             mean((y - q)^2))` of the worst output; `None` where nothing differs, -100
-            where outputs are not finite.
-        metric: The task metric; `None` if there was none to measure, or outputs are
-            not finite.
+            where outputs are not finite, or LiteRT cannot run the model so.
+        metric: The task metric; `None` if there was none to measure, or there are no
+            such outputs.
     """
 
     sqnr_db: float | None
