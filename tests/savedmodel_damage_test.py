@@ -8,7 +8,8 @@ import pytest
 import tfopt
 from tfopt import checkpoint, freezing
 from tfopt.savedmodel import graphs, protos, reader, slices, table, tensors
-from tfopt.savedmodel.bundle import BundleReader, BundleWriter
+from tfopt.savedmodel.bundle import BundleReader
+from tfopt.savedmodel.bundle_writing import BundleWriter
 from tfopt.types import ConversionError, TfoptError
 
 ROWS = ((0, 2), (0, 4))

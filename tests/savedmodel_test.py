@@ -24,7 +24,8 @@ from tfopt.savedmodel import (
     table,
     wire,
 )
-from tfopt.savedmodel.bundle import BundleReader, BundleWriter
+from tfopt.savedmodel.bundle import BundleReader
+from tfopt.savedmodel.bundle_writing import BundleWriter
 from tfopt.savedmodel.extents import Extent, OutputFile
 from tfopt.types import TfoptError
 

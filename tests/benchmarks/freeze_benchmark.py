@@ -41,7 +41,8 @@ import pathlib, sys
 import numpy as np
 import tensorflow as tf
 from tfopt.savedmodel import reader, slices
-from tfopt.savedmodel.bundle import BundleReader, BundleWriter
+from tfopt.savedmodel.bundle import BundleReader
+from tfopt.savedmodel.bundle_writing import BundleWriter
 
 folder, rows = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 module = tf.Module()

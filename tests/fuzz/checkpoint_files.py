@@ -12,9 +12,10 @@ class _Checkpoints:
     """Copies of the sample checkpoints, for a damaged one."""
 
     def __init__(self, folder, work):
-        from tfopt.savedmodel import bundle, protos, table
+        from tfopt.savedmodel import bundle, bundle_writing, protos, table
 
         self._bundle, self._table, self._protos = bundle, table, protos
+        self._writing = bundle_writing
         self._prefix = work / "model"
         self._data = work / "model.data-00000-of-00001"
         self._index = work / "model.index"
@@ -237,7 +238,7 @@ class SlimReader(IndexReader):
         if rng.random() < 0.3:
             return super().mutate(rng)
         reader = rng.choice(self._readers)
-        with self._bundle.BundleWriter(self._prefix) as writer:
+        with self._writing.BundleWriter(self._prefix) as writer:
             for key in reader.keys():  # noqa: SIM118 (no mapping)
                 if key == self._objects.GRAPH_KEY and rng.random() < 0.8:
                     graph = self._objects.read_graph(reader)

@@ -106,7 +106,7 @@ def _graphs(tf, folder):
 def _checkpoints(tf, folder):
     import keras
 
-    from tfopt.savedmodel.bundle import BundleWriter
+    from tfopt.savedmodel.bundle_writing import BundleWriter
 
     model = keras.Sequential(
         [keras.layers.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]

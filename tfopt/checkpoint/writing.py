@@ -16,7 +16,8 @@ from tfopt import artifacts
 from tfopt.checkpoint import objects
 from tfopt.checkpoint.plan import METADATA_KEY, Item, Metadata, Plan, stored
 from tfopt.savedmodel import dtypes
-from tfopt.savedmodel.bundle import BundleReader, BundleWriter
+from tfopt.savedmodel.bundle import BundleReader
+from tfopt.savedmodel.bundle_writing import BundleWriter
 from tfopt.types import Artifact, TfoptError
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]

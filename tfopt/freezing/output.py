@@ -14,7 +14,8 @@ from tfopt.freezing.rewrite import Rewritten, shape_proto
 from tfopt.freezing.sources import Source
 from tfopt.freezing.state import State
 from tfopt.savedmodel import assets, dtypes, protos, reader, wire
-from tfopt.savedmodel.bundle import BundleReader, BundleWriter
+from tfopt.savedmodel.bundle import BundleReader
+from tfopt.savedmodel.bundle_writing import BundleWriter
 from tfopt.savedmodel.extents import OutputFile
 from tfopt.savedmodel.wire import FileBytes, Tree
 from tfopt.types import ConversionError, TfoptError

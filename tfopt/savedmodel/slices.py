@@ -132,3 +132,26 @@ def _signed(value: int) -> bytes:
     body[0] ^= header >> 8
     body[1] ^= header & 0xFF
     return bytes(body)
+
+
+def whole(shape: Sequence[int]) -> Slice:
+    """Returns the slice that is all of a tensor."""
+    return tuple((0, size) for size in shape)
+
+
+def lengths(part: Slice) -> tuple[int, ...]:
+    """Returns the shape of a slice."""
+    return tuple(length for _, length in part)
+
+
+def shift(part: Slice, origin: Slice) -> Slice:
+    """Returns a slice in coordinates relative to the start of another one."""
+    return tuple(
+        (start - base, length)
+        for (start, length), (base, _) in zip(part, origin, strict=True)
+    )
+
+
+def index(part: Slice) -> tuple[slice, ...]:
+    """Returns what picks a slice out of an array."""
+    return tuple(slice(start, start + length) for start, length in part)
