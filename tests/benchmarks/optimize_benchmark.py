@@ -168,17 +168,24 @@ def fragile(args, folder):
         if found.best is None:
             say(f"fragile, {objective}", found.failure(), False)
             continue
-        kept = found.best.trial.kept_float
-        share, layers = kept["macs_share"], set(kept["layers"])
-        text = f"{found.best.judgement.reason}; {share:.1%} of the MACs in float"
-        say(f"fragile, {objective}", f"{text}: {sorted(layers)}", share <= 0.1)
-        fewer = [
-            item.judgement.verdict == "accepted"
-            for item in found.candidates
-            if item.trial.kept_float and set(item.trial.kept_float["layers"]) < layers
-        ]
+        # Latencies differ from run to run, so the best one may have more.
+        divided = [item for item in found.candidates if item.trial.kept_float]
+        accepted = [x for x in divided if x.judgement.verdict == "accepted"]
+        least = min(accepted, key=lambda item: len(names(item)))
+        share = least.trial.kept_float["macs_share"]
+        text = f"{least.judgement.reason}; {share:.1%} of the MACs in float"
+        say(f"fragile, {objective}", f"{text}: {sorted(names(least))}", share <= 0.1)
+        share = found.best.trial.kept_float["macs_share"]
+        text = f"the best one has {share:.1%} of the MACs in float"
+        say(f"fragile, {objective}", text, share <= 0.1)
+        fewer = [item for item in divided if names(item) < names(least)]
         text = f"{len(fewer)} smaller divisions break the budget"
-        say(f"fragile, {objective}", text, not any(fewer))
+        is_least = not any(item in accepted for item in fewer)
+        say(f"fragile, {objective}", text, is_least and bool(fewer))
+
+
+def names(candidate):
+    return set(candidate.trial.kept_float["layers"])
 
 
 def mobile_v2():

@@ -21,6 +21,8 @@ FORWARD_TRIES, BACKWARD_TRIES = 8, 16
 _NAMED = 3
 # Bytes of a file for a layer of another precision, besides its weights.
 _OVERHEAD = 256
+# Conversions around a layer in float, as a share of all multiplications.
+_OVERHEAD_SHARE = 0.005
 # Smaller constants are no reason for layers to stay together.
 _SHARED_BYTES = 1024
 # What is left of a file, where it is not known because it fails as a whole; and the
@@ -167,10 +169,11 @@ def _units(search: Search, base: str, scores: QuantizationSensitivity) -> list[U
         layer.macs is not None for layer in layers.values()
     )
     groups = [[name] for name in noises] if by_macs else sharing(layers, list(noises))
+    overhead = _OVERHEAD_SHARE * sum(layer.macs or 0 for layer in layers.values())
     units = []
     for group in groups:
         if by_macs:
-            cost = float(sum(layers[name].macs or 0 for name in group)) or 1.0
+            cost = sum(layers[name].macs or 0 for name in group) + max(overhead, 1.0)
         else:
             constants = {
                 key: constant.bytes

@@ -179,6 +179,8 @@ def _transform_graph(state: _State, options: dict[str, Any]) -> dict[str, Any]:
         _graph_output(state),
         options.pop("transforms"),
         output_format="saved_model",
+        # Once, not after each transform: a search makes many of them.
+        verify="final",
         **options,
     )
     state.model = artifact.path
