@@ -352,7 +352,7 @@ def test_a_frozen_graph_needs_only_typical_inputs(model, tmp_path):
     )
     assert found.metric == "mean_difference"
     assert found.best is not None
-    with pytest.raises(ValueError, match="inputs"):
+    with pytest.raises(ValueError, match="outputs"):
         tfopt.optimize(tmp_path / "g.pb", samples.blobs(20)[0])
 
 

@@ -332,3 +332,24 @@ def test_ranges_and_constants_of_layers(keras):
     assert constant.smallest == pytest.approx(1e-9)
     assert constant.largest == 255
     assert "255" in str(layer.outputs)
+
+
+def test_a_layer_that_cannot_run_on_integers_has_the_worst_score(keras):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 8), name="x"),
+            layers.Conv2D(8, 1, use_bias=False, name="first"),
+            layers.Conv2D(8, 1, use_bias=False, name="second"),
+        ]
+    )
+    factor = np.exp2(np.linspace(-12, 12, 8)).astype(np.float32)
+    kernel = np.eye(8, dtype=np.float32)[None, None]
+    model.get_layer("first").set_weights([kernel * factor])
+    model.get_layer("second").set_weights([kernel / factor])
+    data = np.random.default_rng(0).normal(size=(8, 4, 4, 8)).astype(np.float32)
+    found = tfopt.sensitivity(model, data, methods="int8")
+    # LiteRT refuses to multiply by a scale of 256 or more.
+    assert found.alone["int8"]["second"].sqnr_db == -100
+    assert found.whole["int8"].sqnr_db == -100
+    assert found.alone["int8"]["first"].sqnr_db > -100

@@ -217,13 +217,13 @@ def mobile_v2():
     return keras.Model(inputs, layers.Dense(10, name="logits")(x))
 
 
-def one_fragile_layer(model, name="depthwise_4", following="project_4", seed=0):
-    """Returns the same function, one layer's channels scaled by 2**-10 to 2**10."""
+def one_fragile_layer(model, name="depthwise_4", following="project_4", bits=7):
+    """Returns the same function, one layer's channels scaled by 2**-bits to 2**bits."""
     weak = tfopt.prepare(model, [])
     norm = weak.get_layer(f"{name}_norm")
     gamma, beta, mean, variance = norm.get_weights()
-    generator = np.random.default_rng(seed)
-    factor = np.exp2(generator.uniform(-10, 10, gamma.shape)).astype(np.float32)
+    generator = np.random.default_rng(0)
+    factor = np.exp2(generator.uniform(-bits, bits, gamma.shape)).astype(np.float32)
     norm.set_weights([gamma * factor, beta * factor, mean, variance])
     (kernel,) = weak.get_layer(following).get_weights()
     weak.get_layer(following).set_weights([kernel / factor[:, None]])
