@@ -74,6 +74,44 @@ def test_asset_names_of_a_model_do_not_lead_out(tmp_path):
         tfopt.transform_graph(folder, tmp_path / "t.pb", ["deploy"])
 
 
+def test_vocabularies_of_tensorflow_1_are_assets_too(tmp_path):
+    import tensorflow as tf
+
+    from tfopt.savedmodel import outside, reader
+
+    v1 = tf.compat.v1
+    (tmp_path / "words.txt").write_text("a\nb\n")
+    with tf.Graph().as_default(), v1.Session() as session:
+        words = v1.placeholder(tf.string, [None])
+        table = tf.lookup.StaticHashTable(
+            tf.lookup.TextFileInitializer(
+                str(tmp_path / "words.txt"), tf.string, -2, tf.int64, -1
+            ),
+            -1,
+        )
+        codes = table.lookup(words)
+        session.run(v1.tables_initializer())
+        v1.saved_model.simple_save(
+            session,
+            str(tmp_path / "model"),
+            {"words": words},
+            {"codes": codes},
+            legacy_init_op=v1.tables_initializer(),
+        )
+    meta_graph = reader.read_saved_model(tmp_path / "model").meta_graphs[0]
+    assert not meta_graph.asset_file_def
+    assert [asset.filename for asset in assets.listed(meta_graph)] == ["words.txt"]
+    outside.check_file(tmp_path / "model", "run")
+    frozen = tmp_path / "frozen"
+    tfopt.freeze(
+        tmp_path / "model", frozen, output_format="saved_model", verify="execution"
+    )
+    assert (frozen / "assets" / "words.txt").read_text() == "a\nb\n"
+    # One that is no asset is read from wherever the graph says.
+    meta_graph.collection_def.pop("saved_model_assets")
+    assert outside.in_meta_graph(meta_graph)
+
+
 def test_unpacking_is_bounded(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     bomb = tmp_path / "bomb.zst"

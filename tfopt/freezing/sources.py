@@ -12,12 +12,11 @@ from typing import Any
 from tfopt import artifacts
 from tfopt.freezing import restore
 from tfopt.freezing.flow import attr, producer
-from tfopt.savedmodel import dtypes, graphs, protos, reader
+from tfopt.savedmodel import assets, dtypes, graphs, protos, reader
 from tfopt.savedmodel.bundle import BundleReader
 from tfopt.types import ConversionError, TfoptError
 
 SERVING_DEFAULT = "serving_default"
-_ASSETS = "saved_model_assets"
 _GRAPH_SUFFIXES = (".pb", ".pbtxt", ".meta")
 
 
@@ -72,14 +71,7 @@ class Source:
     @property
     def assets(self) -> list[Any]:
         """The AssetFileDefs: which tensor is the path of which file."""
-        if self.meta_graph.asset_file_def:
-            return list(self.meta_graph.asset_file_def)
-        # TF1 has them in a collection.
-        if _ASSETS not in self.meta_graph.collection_def:
-            return []
-        asset_file_def = protos.message_class("AssetFileDef")
-        packed = self.meta_graph.collection_def[_ASSETS].any_list.value
-        return [asset_file_def.FromString(item.value) for item in packed]
+        return assets.listed(self.meta_graph)
 
     @property
     def entry_nodes(self) -> list[str]:

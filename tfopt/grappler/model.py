@@ -94,7 +94,7 @@ class Model:
     @property
     def asset_feeds(self) -> dict[str, str]:
         """Tensor -> file that the init op of a plain graph has to be fed."""
-        found = self.meta_graph.asset_file_def
+        found = assets.listed(self.meta_graph)
         if found and self.assets is None:
             raise ConversionError(
                 "A plain graph cannot carry asset files. Expected a source that is a "
@@ -122,7 +122,7 @@ class Model:
         saver = self.meta_graph.saver_def
         names += [saver.save_tensor_name, saver.restore_op_name]
         names += [saver.filename_tensor_name, self.init_op or ""]
-        names += [item.tensor_info.name for item in self.meta_graph.asset_file_def]
+        names += [item.tensor_info.name for item in assets.listed(self.meta_graph)]
         return list(dict.fromkeys(producer(name) for name in names if name))
 
     def for_grappler(self) -> Any:
@@ -133,7 +133,7 @@ class Model:
             meta.signature_def[key].CopyFrom(signature)
         # What loaders feed must not be taken for constant.
         fed = meta.signature_def[_FED].inputs
-        names = [item.tensor_info.name for item in self.meta_graph.asset_file_def]
+        names = [item.tensor_info.name for item in assets.listed(self.meta_graph)]
         for name in [*names, self.meta_graph.saver_def.filename_tensor_name]:
             if name:
                 fed[name].name = name

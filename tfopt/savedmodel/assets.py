@@ -5,12 +5,42 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from tfopt import _trust
+from tfopt.savedmodel import protos
 from tfopt.types import TfoptError
 
 FOLDER = "assets"
 EXTRA = "assets.extra"
+# Where TensorFlow 1 lists them.
+_COLLECTION = "saved_model_assets"
+
+
+def listed(meta_graph: Any) -> list[Any]:
+    """Returns the AssetFileDefs of a model: which tensor is the path of which file.
+
+    Args:
+        meta_graph: A MetaGraphDef.
+
+    Raises:
+        TfoptError: The list is damaged.
+    """
+    if meta_graph.asset_file_def:
+        return list(meta_graph.asset_file_def)
+    if _COLLECTION not in meta_graph.collection_def:
+        return []
+    from google.protobuf.message import DecodeError
+
+    message = protos.message_class("AssetFileDef")
+    packed = meta_graph.collection_def[_COLLECTION].any_list.value
+    try:
+        return [message.FromString(item.value) for item in packed]
+    except DecodeError as error:
+        raise TfoptError(
+            "The model's list of assets is damaged. Expected AssetFileDef messages. "
+            f"Received: {len(packed)} in the collection {_COLLECTION!r}"
+        ) from error
 
 
 def locate(model: pathlib.Path, name: str) -> pathlib.Path:

@@ -114,8 +114,8 @@ def in_meta_graph(meta_graph: Any) -> tuple[Found, ...]:
     That is: loaded, initialised, or asked for the outputs of any signature. Saving it
     is not; that every model can do.
     """
-    assets = {_producer(asset.tensor_info.name) for asset in meta_graph.asset_file_def}
-    reach = _Reach(meta_graph.graph_def, assets)
+    paths = [asset.tensor_info.name for asset in assets.listed(meta_graph)]
+    reach = _Reach(meta_graph.graph_def, map(_producer, paths))
     restoring = meta_graph.saver_def.restore_op_name
     reach.follow([restoring] if restoring else [], may_restore=True)
     reach.follow(_outputs(meta_graph))
@@ -167,7 +167,7 @@ def check_file(
         except TfoptError:  # whoever loads it has a say, too
             chosen = list(message.meta_graphs)
         found = tuple(item for meta in chosen for item in in_meta_graph(meta))
-        for asset in (asset for meta in chosen for asset in meta.asset_file_def):
+        for asset in (asset for meta in chosen for asset in assets.listed(meta)):
             assets.locate(file, asset.filename)  # the loader reads whatever it names
     else:
         return

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tfopt import artifacts, freezing
 from tfopt.freezing import restore
 from tfopt.freezing.flow import producer
-from tfopt.savedmodel import dtypes, graphs, protos, reader
+from tfopt.savedmodel import assets, dtypes, graphs, protos, reader
 from tfopt.transforms import _ops
 from tfopt.transforms._graph import GraphModel, tensor_name
 from tfopt.transforms._options import close_to
@@ -373,7 +373,7 @@ def _kept_nodes(meta_graph: Any, details: Mapping[str, Any]) -> list[str]:
     kept = [details["init_op"], *map(producer, details["asset_feeds"])]
     if meta_graph is not None:
         kept += [
-            producer(asset.tensor_info.name) for asset in meta_graph.asset_file_def
+            producer(asset.tensor_info.name) for asset in assets.listed(meta_graph)
         ]
         if meta_graph.HasField("saver_def"):
             saver = meta_graph.saver_def
