@@ -9,8 +9,10 @@ sees it, against what may be in a model rather than against what is known to be 
 from __future__ import annotations
 
 import json
+import lzma
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,12 @@ from tfopt._keras.safety._probing import note
 from tfopt.types import TfoptError
 
 __all__ = ["check", "note", "probe"]
+
+_ERRORS = (
+    *(OSError, KeyError, ValueError, EOFError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, RuntimeError),  # of zipfile: encrypted, or unknown methods
+)
 
 
 def check(path: pathlib.Path, keras: Any) -> None:
@@ -39,7 +47,7 @@ def check(path: pathlib.Path, keras: Any) -> None:
         return
     try:
         reason = _objection(path, keras)
-    except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+    except _ERRORS as error:
         raise TfoptError(
             "Cannot load the model. Expected an undamaged `.keras` or `.h5` file. "
             f"Received: path={str(path)!r} ({str(error).strip()[:200]})"

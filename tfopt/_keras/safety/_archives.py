@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import pathlib
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,6 +20,9 @@ _SMALL_BYTES = 1 << 28
 _MAX_EXPANSION = 100
 _WEIGHTS = "model.weights.h5"
 _ARRAYS = "model.weights.npz"
+_ENCRYPTED = 1
+# A member's header: 26 bytes, the lengths of its name and extra field, and these.
+_HEADER_BYTES = 30
 
 
 def objection(archive: zipfile.ZipFile) -> str:
@@ -34,9 +40,66 @@ def objection(archive: zipfile.ZipFile) -> str:
     if _WEIGHTS in names:
         import h5py
 
-        with archive.open(_WEIGHTS) as stream, h5py.File(stream) as file:
+        with weights(archive) as stream, h5py.File(stream) as file:
             return _of_group(file)
     return ""
+
+
+@contextlib.contextmanager
+def weights(archive: zipfile.ZipFile) -> Iterator[Any]:
+    """Yields the HDF5 file of a `.keras` file, whose members are fine.
+
+    HDF5 jumps to and fro in a file. zipfile begins anew at each jump backwards, which
+    takes minutes for many layers, so what is stored as it is gets read in its place.
+
+    Raises:
+        ValueError: The archive contradicts itself.
+        KeyError: It has no such member.
+    """
+    member = archive.getinfo(_WEIGHTS)
+    if reason := _of_member(member):
+        raise ValueError(f"{_WEIGHTS} {reason}")
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+        yield io.BytesIO(archive.read(member))
+        return
+    archive.open(member).close()  # which compares the two headers
+    with open(str(archive.filename), "rb") as file:
+        header = os.pread(file.fileno(), _HEADER_BYTES, member.header_offset)
+        start = (
+            member.header_offset + _HEADER_BYTES + sum(struct.unpack("<26x2H", header))
+        )
+        size = os.fstat(file.fileno()).st_size
+        if member.file_size != member.compress_size or start + member.file_size > size:
+            raise ValueError(f"{_WEIGHTS} is cut off")
+        yield _Part(file, start, member.file_size)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, as a file of their own."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int):
+        super().__init__()
+        self._file, self._start, self._size = file, start, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer).cast("B")
+        wanted = wanted[: max(0, self._size - self._position)]
+        place = self._start + self._position
+        count = os.preadv(self._file.fileno(), [wanted], place)
+        self._position += count
+        return count
 
 
 def of_h5(path: pathlib.Path) -> tuple[str, str]:

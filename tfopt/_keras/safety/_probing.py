@@ -7,7 +7,6 @@ this process could be saved.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pathlib
 import subprocess
@@ -15,10 +14,12 @@ import sys
 import zipfile
 from typing import Any
 
+from tfopt._keras.safety import _archives
 from tfopt.types import TfoptError
 
-_SECONDS = 30.0  # for a file of any size; a second is enough for a gigabyte
-_WEIGHTS = "model.weights.h5"
+# A second is enough for a gigabyte that is in memory; from a slow drive or network
+# it takes longer.
+_SECONDS, _BYTES_PER_SECOND = 30.0, 1e7
 _CODE = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from tfopt._keras.safety import _probing; _probing.walk(sys.argv[1])"
@@ -52,17 +53,18 @@ def check(path: pathlib.Path) -> None:
 
 
 def _probe(path: pathlib.Path) -> str:
+    seconds = _SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CODE, os.fspath(path), *sys.path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"does not get through it within {_SECONDS:g} s"
+        return f"does not get through it within {seconds:.0f} s"
     if done.returncode >= 0:
         return ""
     return f"crashes on it with signal {-done.returncode}"
@@ -76,12 +78,13 @@ def walk(path: str) -> None:
     import h5py
 
     with contextlib.suppress(Exception):
-        source: Any = path
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                source = io.BytesIO(archive.read(_WEIGHTS))
         room = 8 * os.path.getsize(path) + (1 << 20)
-        with h5py.File(source) as file:
+        with contextlib.ExitStack() as stack:
+            source: Any = path
+            if zipfile.is_zipfile(path):
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                source = stack.enter_context(_archives.weights(archive))
+            file = stack.enter_context(h5py.File(source))
             _visit(file)
             file.visititems(lambda _, item: _visit(item, room))
 
