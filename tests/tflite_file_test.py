@@ -459,6 +459,21 @@ def test_numbers_of_what_is_not_there_are_named(files, tmp_path, change, message
             read(path)
 
 
+def test_zero_points_that_are_no_values_are_refused(files, tmp_path):
+    def change(model):
+        tensors = [t for t in first(model).tensors if t.type == schema.TensorType.INT8]
+        quantized = next(t for t in tensors if sizes(t) == 1)
+        quantized.quantization.zeroPoint = np.int64([1 << 16])
+
+    def sizes(tensor):
+        return 0 if tensor.quantization is None else np.size(tensor.quantization.scale)
+
+    path = tmp_path / "damaged.tflite"
+    path.write_bytes(damaged(files["int8"], change))
+    with pytest.raises(TfoptError, match=r"no value of its type.*damaged\.tflite"):
+        tfopt.Runner(path)
+
+
 def test_subgraphs_that_call_each_other_in_a_circle_are_refused():
     content = lower(
         lambda x: tf.while_loop(lambda x: x[0, 0, 0] < 3, lambda x: (x + 1,), (x,))

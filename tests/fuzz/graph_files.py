@@ -24,6 +24,8 @@ def damage_graph(rng, graph):
         return
     for _ in range(rng.choice((1, 1, 2, 5))):
         body = rng.choice(bodies)
+        if not len(body):  # its last node is gone
+            continue
         node = body[rng.randrange(len(body))]
         other = body[rng.randrange(len(body))]
         _damage_node(rng, body, node, other, texts, functions, graph)

@@ -102,6 +102,8 @@ class RecipeReader(_Texts):
     """`Recipe.load`, and what may be done with one before a model is there."""
 
     def texts(self):
+        import tensorflow  # noqa: F401 (methods need it; not in the time of a case)
+
         from tfopt.recipe import Recipe
 
         self._cls = Recipe

@@ -67,7 +67,7 @@ class RunnerReader(_Mutator):
         self._np, self._runner, self._types = np, runner.Runner, types
 
     def read(self, given):
-        options = {"num_workers": 1, "num_threads": 1, "batch_size": 1}
+        options = {"num_workers": 1, "num_threads": 1}
         with self._runner(str(given), **options) as runner:
             feeds = {
                 info.name: self._np.zeros(

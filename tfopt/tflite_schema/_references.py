@@ -15,6 +15,9 @@ _BITS = {
     **{0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 8: 64, 9: 8, 10: 64, 11: 128},
     **{12: 64, 15: 32, 16: 16, 17: 4, 18: 16},
 }
+# Least and largest integer of the types that quantized tensors have.
+_CODES = {3: (0, 255), 7: (-(1 << 15), (1 << 15) - 1), 9: (-128, 127), 17: (-8, 7)}
+_ANY_CODE = (-(1 << 31), (1 << 31) - 1)
 # A stack of 8 MB holds about a thousand; converters write a handful.
 _MOST_CALLS = 64
 _MOST_AXES = 32  # NumPy's limit was that for long, TFLite's is lower
@@ -125,6 +128,9 @@ def _check_tensor(tensor: Table, stored: int) -> None:
         length = tensor.numbers(0, "i")[axis]
         if length != scales:
             raise Damaged(f"it has a tensor with {scales} scales for {length} channels")
+    low, high = _CODES.get(tensor.number(1, "b"), _ANY_CODE)
+    if any(not low <= zero <= high for zero in quantization.numbers(3, "q")):
+        raise Damaged("it has a tensor whose zero point is no value of its type")
     if scales and zeros not in (1, scales):
         raise Damaged(f"it has a tensor with {scales} scales and {zeros} zero points")
 
