@@ -2,8 +2,8 @@
 
 How it is built: `_problem` divides the examples and says how quality is measured,
 `_trials` applies one recipe and keeps what came out on disk, `_judging` gives verdicts;
-`_after_training`, `_training` and `_graphs` are the stages of the search, which share
-`_search`; `_result` is what comes out. Everything that is done to a model is a step of
+`_after_training`, `_mixed`, `_training` and `_graphs` are the stages of the search,
+which share `_search`; `_result` is what comes out. Everything that is done to a model is a step of
 a `tfopt.Recipe`.
 """
 
@@ -76,8 +76,8 @@ def optimize(
     """Searches for the best file that loses no more than a budget allows.
 
     Cheap recipes come first: plain quantization, its refinements where that breaks the
-    budget, then int8 with the fewest layers in float, chosen by measured sensitivity,
-    then zeros without training. Recipes that train follow if there are training
+    budget, then float16, dynamic or int8 with the fewest layers in float32, chosen by
+    measured sensitivity, then zeros without training. Recipes that train follow if there are training
     examples and time. Sparsities and numbers of layers are found by bisection. Low bits
     that already break the budget with float activations are not tried at all.
 
@@ -106,7 +106,8 @@ def optimize(
         output: Which output is judged, where there are several.
         teacher: A model to learn from, see `tfopt.Distill`; by default none.
         methods: Which methods may be used, some of `METHODS[target]`; by default all.
-        target: `"tflite"`, or `"saved_model"`: graph transforms and Grappler.
+        target: `"tflite"`, or `"saved_model"`: graph transforms, Grappler, smaller
+            weights, and pruning, which lifts the graph (`tfopt.lift`) if it trains.
         time_budget: Seconds for everything: no trial is begun that isn't expected to
             end, and be reported, in time. What trials took that are taken over from an
             earlier call counts. None: no limit.
