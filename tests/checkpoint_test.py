@@ -40,9 +40,9 @@ def make_model(keras, *, units=2, width=16):
     )
 
 
-def compile_model(keras, model):
+def compile_model(keras, model, **options):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], **options)
     return model
 
 
@@ -92,7 +92,8 @@ def assert_same(first, second):
 )
 def test_size_and_restored_model(keras, tmp_path, dtype, ratio, made_from):
     """A model large enough that names and graph don't count."""
-    model = compile_model(keras, make_model(keras, width=128))
+    model = make_model(keras, width=128)
+    compile_model(keras, model, run_eagerly=True)  # for a single step
     model.fit(IMAGES[:32], LABELS[:32], verbose=0)
     full = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(
         str(tmp_path / "full")
@@ -283,7 +284,7 @@ def make_listed(keras):
 @pytest.mark.parametrize("made_from", ["checkpoint", "model"])
 def test_layers_in_lists(keras, tmp_path, made_from):
     model = make_listed(keras)
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     model.fit(np.ones([8, 4]), np.ones([8, 2]), verbose=0)
     source = model
     if made_from == "checkpoint":
@@ -352,7 +353,7 @@ def test_all_state_of_optimizers_metrics_and_seeds_is_dropped(keras, tmp_path, a
     for name, optimizer in optimizers(keras).items():
         model = Subclassed()
         model(np.zeros([2, 4], np.float32))
-        model.compile(optimizer, "mse", metrics=["mae"])
+        model.compile(optimizer, "mse", metrics=["mae"], run_eagerly=True)
         model.fit(np.ones([8, 4]), np.ones([8, 3]), verbose=0)
         saver = tf.train.Checkpoint(model, optimizer=model.optimizer)
         saver = tf.train.Checkpoint(model) if alone else saver

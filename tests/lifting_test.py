@@ -6,6 +6,7 @@ import lifting_samples as samples
 import numpy as np
 import pytest
 import tensorflow as tf
+import training_samples
 
 import tfopt
 from tfopt import _keras
@@ -138,6 +139,7 @@ class TestTraining:
         methods = [tfopt.QuantizeAware(representative_dataset=x)]
         student = tfopt.prepare(folder, methods)
         student.compile("adam", "sparse_categorical_crossentropy")
+        training_samples.built(student)
         student.fit(x, np.arange(32) % 4, verbose=0, callbacks=methods)
         final = tfopt.finalize(student, methods)
         done = tfopt.convert_with_report(final, quantization="int8")

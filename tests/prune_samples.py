@@ -1,6 +1,7 @@
 """What the tests of Prune share: models, data, and a callback that watches."""
 
 import numpy as np
+import training_samples
 
 from tfopt import masks
 from tfopt._keras import variables
@@ -28,13 +29,16 @@ def compiled(keras, model=None, optimizer="adam", **options):
     model = dense(keras) if model is None else model
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, **options)
-    return model
+    return training_samples.built(model) if optimizer == "adam" else model
 
 
 def fit(model, callbacks=(), epochs=2, **options):
     x, y = data()
-    options = {"batch_size": BATCH, "shuffle": False, "verbose": 0, **options}
-    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options)
+    options = {"shuffle": False, "verbose": 0, **options}
+    options |= {"epochs": epochs, "callbacks": list(callbacks)}
+    if options.keys() & {"batch_size", "validation_split"}:
+        return model.fit(x, y, **{"batch_size": BATCH, **options})
+    return model.fit(training_samples.batches(x, y, BATCH), **options)
 
 
 def zeros(model):

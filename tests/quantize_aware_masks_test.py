@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import training_samples
 
 from tfopt import _keras, runner, tflite_file
 from tfopt.conversion import convert
@@ -56,12 +57,12 @@ def test_a_constant_mask_is_int8(keras, form, tmp_path):
     model = attention(keras, form)
     method = QuantizeAware(representative_dataset=SERIES, strict=True)
     prepared = method.prepare(model)
-    exact = model.predict(SERIES, verbose=0)
-    fake = prepared.predict(SERIES, verbose=0)
+    exact = training_samples.outputs(model, SERIES)
+    fake = training_samples.outputs(prepared, SERIES)
     assert rms(exact, fake) < 0.06 * exact.std()
     later = SERIES.copy()
     later[:, 1:] += 1.0
-    seen = prepared.predict(later, verbose=0)
+    seen = training_samples.outputs(prepared, later)
     # What comes later has less than one step of influence on the first output.
     assert np.abs(seen - fake)[:, 0].max() < np.ptp(fake) / 200
     assert np.abs(seen - fake)[:, 5].max() > np.ptp(fake) / 20
@@ -90,10 +91,10 @@ def test_int16_activations_keep_their_steps_beside_a_mask(keras):
     model = attention(keras, causal)
     method = QuantizeAware(representative_dataset=SERIES, scheme="int16x8")
     prepared = method.prepare(model)
-    exact = model.predict(SERIES, verbose=0)
-    assert rms(exact, prepared.predict(SERIES, verbose=0)) < 0.02 * exact.std()
+    exact = training_samples.outputs(model, SERIES)
+    assert rms(exact, training_samples.outputs(prepared, SERIES)) < 0.02 * exact.std()
     final = method.finalize(prepared)
-    assert rms(exact, final.predict(SERIES, verbose=0)) < 0.02 * exact.std()
+    assert rms(exact, training_samples.outputs(final, SERIES)) < 0.02 * exact.std()
 
 
 def test_adapted_statistics_are_copied(keras):
@@ -103,14 +104,18 @@ def test_adapted_statistics_are_copied(keras):
     normalization.adapt(data)
     x = keras.Input((3,))
     model = keras.Model(x, keras.layers.Dense(2)(normalization(x)))
-    expected = model.predict(data, verbose=0)
+    expected = training_samples.outputs(model, data)
     copy = _keras.clone(model)
-    np.testing.assert_allclose(copy.predict(data, verbose=0), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        training_samples.outputs(copy, data), expected, atol=1e-5
+    )
     method = QuantizeAware(representative_dataset=data)
     prepared = method.prepare(model)
-    assert rms(prepared.predict(data, verbose=0), expected) < 0.05 * expected.std()
+    assert (
+        rms(training_samples.outputs(prepared, data), expected) < 0.05 * expected.std()
+    )
     final = method.finalize(prepared)
-    assert rms(final.predict(data, verbose=0), expected) < 0.05 * expected.std()
+    assert rms(training_samples.outputs(final, data), expected) < 0.05 * expected.std()
 
 
 def test_the_datasets_of_fit_calibrate_too(keras):
@@ -120,11 +125,15 @@ def test_the_datasets_of_fit_calibrate_too(keras):
     inputs = {"a": SERIES[:, 0], "b": SERIES[:, 1]}
     data = tf.data.Dataset.from_tensor_slices((inputs, SERIES[:, 2])).batch(32)
     prepared = QuantizeAware(representative_dataset=data).prepare(model)
-    expected = model.predict(inputs, verbose=0)
-    assert rms(prepared.predict(inputs, verbose=0), expected) < 0.05 * expected.std()
+    expected = training_samples.outputs(model, inputs)
+    assert (
+        rms(training_samples.outputs(prepared, inputs), expected)
+        < 0.05 * expected.std()
+    )
     same = QuantizeAware(representative_dataset=inputs).prepare(model)
     assert np.array_equal(
-        same.predict(inputs, verbose=0), prepared.predict(inputs, verbose=0)
+        training_samples.outputs(same, inputs),
+        training_samples.outputs(prepared, inputs),
     )
 
 
@@ -153,9 +162,9 @@ def test_a_mask_that_is_computed_leaves_its_scores_float(keras, masked):
     kinds = {e["kind"] for e in method.report if e["treatment"] == "float"}
     assert "Softmax" in kinds
     assert not kinds & {"Dense", "Dot"}
-    exact = model.predict(data, verbose=0)
+    exact = training_samples.outputs(model, data)
     # With a range down to -1e9, all scores would be alike: 0.5 of the deviation.
-    assert rms(prepared.predict(data, verbose=0), exact) < 0.06 * exact.std()
+    assert rms(training_samples.outputs(prepared, data), exact) < 0.06 * exact.std()
     content = convert(
         method.finalize(prepared),
         quantization="int8",

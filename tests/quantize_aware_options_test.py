@@ -73,9 +73,9 @@ def test_weights_alone_come_back_as_the_codes(keras, bits):
     kernel = prepared.get_layer("dense").get_weights()[0]
     final = method.finalize(prepared)
     for model in (prepared, final):  # one computes what the other does
-        out = model.predict(IMAGES, verbose=0)
+        out = samples.outputs(model, IMAGES)
         np.testing.assert_allclose(
-            out, final.predict(IMAGES, verbose=0), rtol=1e-4, atol=1e-5
+            out, samples.outputs(final, IMAGES), rtol=1e-4, atol=1e-5
         )
     content = convert(final, quantization="dynamic", representative_dataset=IMAGES)
     graph = tflite_file.read(content).subgraphs[0]
@@ -324,13 +324,13 @@ def test_delayed_rounding_trains_like_floats_at_first(keras):
     # Only weights are rounded.
     plain = method.finalize(prepared)
     assert not np.array_equal(
-        prepared.predict(IMAGES, verbose=0), plain.predict(IMAGES, verbose=0)
+        samples.outputs(prepared, IMAGES), samples.outputs(plain, IMAGES)
     )
     prepared.fit(IMAGES, LABELS, batch_size=16, verbose=0, callbacks=[method])
     assert not any(layer.observing for layer in ranges)
-    final = method.finalize(prepared).predict(IMAGES, verbose=0)
+    final = samples.outputs(method.finalize(prepared), IMAGES)
     np.testing.assert_allclose(
-        prepared.predict(IMAGES, verbose=0), final, atol=0.02 * final.std()
+        samples.outputs(prepared, IMAGES), final, atol=0.02 * final.std()
     )
 
 
@@ -419,7 +419,7 @@ def test_training_that_resumes_gives_the_same_run(keras, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert resumed.get_layer("norm").statistics_frozen
     one, other = (
-        method.finalize(x).predict(IMAGES, verbose=0) for x in (prepared, resumed)
+        samples.outputs(method.finalize(x), IMAGES) for x in (prepared, resumed)
     )
     np.testing.assert_allclose(one, other, atol=1e-2 * other.std())
 
@@ -427,11 +427,11 @@ def test_training_that_resumes_gives_the_same_run(keras, tmp_path):
 def test_saved_models_and_checkpoints_of_prepared_models(keras, tmp_path):
     method = QuantizeAware()
     prepared = trained(keras, method)
-    expected = prepared.predict(IMAGES, verbose=0)
+    expected = samples.outputs(prepared, IMAGES)
     prepared.save_weights(tmp_path / "some.weights.h5")
     other = QuantizeAware().prepare(samples.quickstart(keras))
     other.load_weights(tmp_path / "some.weights.h5")
-    np.testing.assert_array_equal(other.predict(IMAGES, verbose=0), expected)
+    np.testing.assert_array_equal(samples.outputs(other, IMAGES), expected)
     if _keras.is_keras3(prepared):
         prepared.export(tmp_path / "saved", verbose=False)
         loaded = tf.saved_model.load(str(tmp_path / "saved"))
@@ -439,7 +439,7 @@ def test_saved_models_and_checkpoints_of_prepared_models(keras, tmp_path):
     else:
         prepared.save(tmp_path / "saved", save_format="tf")
         reloaded = _keras.module_of(prepared).models.load_model(tmp_path / "saved")
-        np.testing.assert_array_equal(reloaded.predict(IMAGES, verbose=0), expected)
+        np.testing.assert_array_equal(samples.outputs(reloaded, IMAGES), expected)
 
 
 # --- together with other methods

@@ -3,10 +3,13 @@
 import dataclasses
 
 import numpy as np
+import training_samples
 
 from tfopt import _keras, affine, runner, tflite_file
 from tfopt._keras import fake_quantize
 from tfopt.conversion import convert
+
+outputs = training_samples.outputs
 
 
 def digits(testdata, count):
@@ -86,7 +89,7 @@ def compiled(keras, model, **options):
         from_logits=model.name != "mobile"
     )
     model.compile(keras.optimizers.Adam(5e-3), loss, **options)
-    return model
+    return training_samples.built(model)
 
 
 def ranges(model):
@@ -112,7 +115,7 @@ def agreement(content, model, images):
     subgraph = tflite_file.read(content).subgraphs[0]
     dequantize = [op for op in subgraph.operators if op.name == "DEQUANTIZE"][-1]
     (step,) = subgraph.tensors[dequantize.inputs[0]].scale
-    expected = model.predict(images, verbose=0)
+    expected = outputs(model, images)
     with runner.Runner(content, num_workers=1) as run:
         got = run.run(images)
     return Agreement(

@@ -50,7 +50,7 @@ def test_int8_file_agrees_with_the_fake_quantized_model(trained, digits):
     assert tflite_file.float_operators(tflite_file.read(content)) == []
     agreement = samples.agreement(content, prepared, images)
     assert agreement.is_good, agreement
-    accuracy = np.mean(prepared.predict(images, verbose=0).argmax(-1) == labels)
+    accuracy = np.mean(samples.outputs(prepared, images).argmax(-1) == labels)
     assert accuracy > 0.7, f"{name} is too poorly trained to say anything"
     assert {entry["treatment"] for entry in method.report} <= {
         "int8",
@@ -80,7 +80,7 @@ def test_finalized_model_computes_what_the_prepared_one_does(trained, digits):
     cls = fake_quantize.classes(_keras.module_of(final))
     kinds = {type(layer) for layer in final.layers}
     assert not kinds & {cls.ActivationRange, *cls.weighted.values()}
-    got, expected = (m.predict(images, verbose=0) for m in (final, prepared))
+    got, expected = (samples.outputs(m, images) for m in (final, prepared))
     # Averages of codes are often halves, which LiteRT and the prepared model round
     # away from zero, and the finalized model up.
     expected_difference = 0.02 if name == "mobile" else 1e-3
@@ -90,13 +90,13 @@ def test_finalized_model_computes_what_the_prepared_one_does(trained, digits):
 def test_prediction_before_training_is_close_to_float(trained, digits):
     _, model, _, _ = trained
     images = digits[0][:500]
-    expected = model.predict(images, verbose=0)
+    expected = samples.outputs(model, images)
     spread = expected.std()
     for method in (
         QuantizeAware(),
         QuantizeAware(representative_dataset=images[:64]),
     ):
-        got = method.prepare(model).predict(images, verbose=0)
+        got = samples.outputs(method.prepare(model), images)
         assert np.abs(got - expected).mean() < 0.05 * spread
         assert np.mean(got.argmax(-1) == expected.argmax(-1)) > 0.97
 
@@ -111,14 +111,14 @@ def test_saved_and_reloaded_model_is_bit_equal(trained, digits, tmp_path):
         _keras.load(tmp_path / "prepared.keras"),
     ):
         assert np.array_equal(
-            prepared.predict(images, verbose=0), reloaded.predict(images, verbose=0)
+            samples.outputs(prepared, images), samples.outputs(reloaded, images)
         )
         assert samples.ranges(reloaded) == samples.ranges(prepared)
     final = method.finalize(reloaded)
     final.save(tmp_path / "final.keras")
     assert np.array_equal(
-        final.predict(images, verbose=0),
-        load(tmp_path / "final.keras").predict(images, verbose=0),
+        samples.outputs(final, images),
+        samples.outputs(load(tmp_path / "final.keras"), images),
     )
 
 
@@ -367,9 +367,9 @@ def test_concatenate_keeps_its_order(keras):
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(16, n)).astype(np.float32) for n in (3, 2)]
     method = QuantizeAware(representative_dataset=[tuple(inputs)])
-    expected = model.predict(inputs, verbose=0)
+    expected = samples.outputs(model, inputs)
     for rewritten in (prepared := method.prepare(model), method.finalize(prepared)):
-        got = rewritten.predict(inputs, verbose=0)
+        got = samples.outputs(rewritten, inputs)
         assert got.shape == (16, 11)
         assert np.abs(got - expected).max() < 0.1 * expected.std()
 
@@ -389,8 +389,8 @@ def test_inputs_and_outputs_keep_structure_order_and_names(keras):
     method = QuantizeAware(representative_dataset=lambda: [data])
     prepared = method.prepare(model)
     assert len(prepared.get_layer("shared").weights) == 2
-    expected = model.predict(data, verbose=0)
-    got = prepared.predict(data, verbose=0)
+    expected = samples.outputs(model, data)
+    got = samples.outputs(prepared, data)
     assert {k: v.shape for k, v in got.items()} == {"last": (8, 2), "early": (8, 1)}
     for name, value in expected.items():
         assert np.abs(got[name] - value).max() < 0.2 * value.std()
@@ -475,7 +475,7 @@ def test_excluded_layers_are_float_in_the_file(keras, options, floats):
             types[name] = kernel.type
     assert types == {name: "FLOAT32" if name in floats else "INT8" for name in kinds}
     np.testing.assert_allclose(
-        final.predict(data, verbose=0), model.predict(data, verbose=0), atol=0.05
+        samples.outputs(final, data), samples.outputs(model, data), atol=0.05
     )
 
 

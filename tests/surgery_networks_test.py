@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import training_samples
 from surgery_samples import largest_error, randomize
 
 from tfopt.surgery import remove_channels_with_report
@@ -44,10 +45,12 @@ def test_fine_tuning_brings_accuracy_back(keras, testdata):
 
     def accuracy(model, epochs):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(2e-3), loss)
         if epochs:
+            training_samples.built(model)
             model.fit(*train, batch_size=64, epochs=epochs, verbose=0)
-        return model.evaluate(*test, verbose=0)[1]
+        found = training_samples.outputs(model, test[0]).argmax(-1)
+        return np.mean(found == test[1])
 
     before = accuracy(model, 4)
     removal = remove_channels_with_report(model, sparsity=0.5)
