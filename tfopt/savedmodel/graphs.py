@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -94,10 +95,10 @@ def _body_faults(
     function: str, nodes: Iterable[Any], arguments: Iterable[str]
 ) -> Iterator[str]:
     place = f" of {function!r}" if function else ""
-    names = [node.name for node in nodes]
-    known = {*names, *arguments}
-    if len(set(names)) < len(names):
-        twice = next((name for name in names if names.count(name) > 1), "")
+    counts = Counter(node.name for node in nodes)
+    known = {*counts, *arguments}
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
         yield f"node {twice!r}{place} is there twice"
     for node in nodes:
         for ref in node.input:
