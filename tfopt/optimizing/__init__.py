@@ -3,8 +3,8 @@
 How it is built: `_problem` divides the examples and says how quality is measured,
 `_trials` applies one recipe and keeps what came out on disk, `_judging` gives verdicts;
 `_after_training`, `_mixed`, `_training` and `_graphs` are the stages of the search,
-which share `_search`; `_result` is what comes out. Everything that is done to a model is a step of
-a `tfopt.Recipe`.
+which share `_search`; `_result` is what comes out. Everything that is done to a model
+is a step of a `tfopt.Recipe`.
 """
 
 from __future__ import annotations
@@ -77,9 +77,10 @@ def optimize(
 
     Cheap recipes come first: plain quantization, its refinements where that breaks the
     budget, then float16, dynamic or int8 with the fewest layers in float32, chosen by
-    measured sensitivity, then zeros without training. Recipes that train follow if there are training
-    examples and time. Sparsities and numbers of layers are found by bisection. Low bits
-    that already break the budget with float activations are not tried at all.
+    measured sensitivity, then zeros without training. Recipes that train follow if
+    there are training examples and time. Sparsities and numbers of layers are found by
+    bisection. Low bits that already break the budget with float activations are not
+    tried at all.
 
     Every trial is a folder with its file, recipe and figures. A search that was
     interrupted, even killed, goes on where it was when it is called again with the same
