@@ -45,6 +45,7 @@ setup(
         "litert-quantizer": ["litert-quantizer>=0.11,<0.12"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff==0.17.6",
             "mypy==2.4.1",

@@ -51,7 +51,7 @@ def environment():
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_state_from_which_the_tool_goes_on(files, tmp_path):
     command = [*files, "--methods=prune", "--prune.final_sparsity=0.6"]
-    command += ["--epochs=40", "--batch_size=8"]
+    command += ["--epochs=15", "--batch_size=8"]
     running = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
