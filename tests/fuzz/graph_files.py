@@ -100,9 +100,10 @@ class SavedModelReader(_Messages):
         self._content = self._file.read_bytes()
         self._large = (samples.BASIC_PITCH / "saved_model/saved_model.pb").read_bytes()
         from tfopt import freezing
-        from tfopt.savedmodel import reader, wire
+        from tfopt.savedmodel import graphs, reader, wire
 
         self._freezing, self._reader, self._wire = freezing, reader, wire
+        self._graphs = graphs
 
     def mutate(self, rng):
         if rng.random() < 0.005:
@@ -122,8 +123,9 @@ class SavedModelReader(_Messages):
         message = self._reader.read_saved_model(given)
         meta = self._reader.select_meta_graph(message, None, given)
         signatures = self._reader.select_signatures(meta, None, str(given))
-        for key, signature in signatures.items():
-            self._reader.signature_of(key, signature)
+        with self._graphs.errors_of(given):  # as all that calls it does
+            for key, signature in signatures.items():
+                self._reader.signature_of(key, signature)
         self._freezing.freeze(given, self._work / "frozen.pb", verify="structure")
 
 

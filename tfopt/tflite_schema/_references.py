@@ -9,6 +9,9 @@ from tfopt.tflite_schema._table import Damaged, Table
 from tfopt.tflite_schema.tables import UNIONS
 
 _BEHIND = -1  # bytes that are not in the FlatBuffer
+_CUSTOM = 32
+# The second input of these, weights of the input gate, may be left out.
+_LSTM = (16, 44, 52)
 _ABSENT = -1  # an optional input that is left out
 # Bits of an element by the number of its type; the others have no fixed size.
 _BITS = {
@@ -47,7 +50,8 @@ def check_references(model: Table) -> None:
         Damaged: One of them is too large, or subgraphs call each other in a circle.
     """
     buffers = [_stored_bytes(buffer) for buffer in model.tables(4)]
-    codes = model.vector_length(1, 4)
+    # Files from before 2020 have the 8-bit field only.
+    codes = [max(code.number(0, "b"), code.number(3, "i")) for code in model.tables(1)]
     subgraphs = model.tables(2)
     if not subgraphs:
         raise Damaged("it holds no graph")
@@ -74,7 +78,11 @@ def _stored_bytes(buffer: Table) -> int:
 
 
 def _check_subgraph(
-    subgraph: Table, tensors: int, buffers: list[int], codes: int, subgraphs: int
+    subgraph: Table,
+    tensors: int,
+    buffers: list[int],
+    codes: list[int],
+    subgraphs: int,
 ) -> set[int]:
     """Checks one subgraph; returns which others it calls."""
     constants = set()
@@ -89,7 +97,8 @@ def _check_subgraph(
     _check_writable(subgraph.numbers(1, "i"), constants)
     called: set[int] = set()
     for operator in subgraph.tables(3):
-        _check("an operator of code", [operator.number(0, "I")], codes)
+        _check("an operator of code", [operator.number(0, "I")], len(codes))
+        _check_presence(operator, codes[operator.number(0, "I")])
         for slot in (1, 2, 8):
             given = [n for n in operator.numbers(slot, "i") if n != _ABSENT]
             _check("an operator on tensor", given, tensors)
@@ -99,6 +108,15 @@ def _check_subgraph(
         _check("an operator that calls subgraph", numbers, subgraphs)
         called.update(numbers)
     return called
+
+
+def _check_presence(operator: Table, code: int) -> None:
+    """Kernels ask for their first inputs and for outputs without looking."""
+    if code == _CUSTOM:
+        return
+    needed = operator.numbers(1, "i")[: 1 if code in _LSTM else 2]
+    if _ABSENT in needed or _ABSENT in operator.numbers(2, "i"):
+        raise Damaged(f"an operator of kind {code} lacks an input or output")
 
 
 def _check_writable(numbers: Iterable[int], constants: set[int]) -> None:
@@ -114,9 +132,16 @@ def _check_tensor(tensor: Table, stored: int) -> None:
         count = math.prod(tensor.numbers(0, "i"))
         if stored != (count * bits + 7) // 8:
             raise Damaged(f"it has a constant of {count} elements in {stored} bytes")
-    rank, free = tensor.vector_length(0, 4), tensor.vector_length(7, 4)
-    if rank > _MOST_AXES or (free and free != rank):
-        raise Damaged(f"it has a tensor of {rank} axes, {free} of them free")
+    shape, free = tensor.numbers(0, "i"), tensor.numbers(7, "i")
+    rank = len(shape)
+    fits = len(free) == rank and all(
+        size in (-1, fixed) for size, fixed in zip(free, shape, strict=True)
+    )
+    if rank > _MOST_AXES or (free and not fits):
+        raise Damaged(
+            f"it has a tensor of the shape {shape[:_MOST_AXES]}, and also "
+            f"{free[:_MOST_AXES]}"
+        )
     quantization = tensor.table(4)
     if quantization is None:
         return
@@ -124,10 +149,10 @@ def _check_tensor(tensor: Table, stored: int) -> None:
     axis = quantization.number(6, "i")
     if scales > 1 and not 0 <= axis < rank:
         raise Damaged(f"it has a tensor of {rank} axes with scales along axis {axis}")
-    if scales > 1:
-        length = tensor.numbers(0, "i")[axis]
-        if length != scales:
-            raise Damaged(f"it has a tensor with {scales} scales for {length} channels")
+    if scales > 1 and shape[axis] != scales:
+        raise Damaged(
+            f"it has a tensor with {scales} scales for {shape[axis]} channels"
+        )
     low, high = _CODES.get(tensor.number(1, "b"), _ANY_CODE)
     if any(not low <= zero <= high for zero in quantization.numbers(3, "q")):
         raise Damaged("it has a tensor whose zero point is no value of its type")
