@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt.savedmodel import outside, reader
+from tfopt.savedmodel import outside, protos, reader
 from tfopt.types import TfoptError
 
 SPEC = [tf.TensorSpec([None, 4], tf.float32, "x")]
@@ -221,3 +221,26 @@ def test_loops_of_functions_end(tmp_path):
     graph.node.add(name="b", op="NoOp", input=["a", "^missing"])
     assert [item.op for item in outside.in_graph(graph, ["a"])] == ["WriteFile"]
     assert outside.in_graph(graph, ["missing"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("op", "attribute", "harmless", "harmful"),
+    [
+        ("DecodeProtoV2", "descriptor_source", b"local://", b"/etc/passwd"),
+        ("EncodeProto", "descriptor_source", b"bytes://\n", b"secret.pb"),
+        ("PrintV2", "output_stream", b"stderr", b"file:///tmp/x"),
+        ("DebugIdentityV3", "debug_urls", b"memcbk:///x", b"grpc://example.org:1"),
+        ("FixedUnigramCandidateSampler", "vocab_file", b"", b"words.txt"),
+    ],
+)
+def test_what_an_operation_reaches_may_depend_on_an_attribute(
+    op, attribute, harmless, harmful
+):
+    for value, expected in ((harmless, []), (harmful, [op])):
+        graph = protos.message_class("GraphDef")()
+        node = graph.node.add(name="x", op=op)
+        if attribute == "debug_urls":
+            node.attr[attribute].list.s.append(value)
+        else:
+            node.attr[attribute].s = value
+        assert [found.op for found in outside.in_graph(graph)] == expected

@@ -211,6 +211,8 @@ def reference(name, module, config=None, **more):
         reference("TFOpLambda", None, {"function": "keras.utils.get_file"}),
         reference("TFOpLambda", None, {"function": "print"}),
         reference("TFOpLambda", None, {"function": "py_function"}),
+        reference("TFOpLambda", None, {"function": "io.decode_proto"}),
+        reference("TFOpLambda", None, {"function": "keras.backend.set_floatx"}),
         reference("SlicingOpLambda", None, {"function": "saved_model.load"}),
         reference("ClassMethod", None, {"cls_symbol": "io.gfile.GFile"}),
         reference("InstanceMethod", None, {"attr_name": "__init__"}),
@@ -242,6 +244,7 @@ def test_what_no_model_needs_is_refused(either, item):
         reference("TFOpLambda", None, {"function": "compat.v1.nn.conv2d"}),
         reference("TFOpLambda", None, {"function": "convert_to_tensor"}),
         reference("TFOpLambda", None, {"function": "io.decode_jpeg"}),
+        reference("TFOpLambda", None, {"function": "keras.backend.mean"}),
         reference("TFOpLambda", None, {"function": "strings.lower"}),
         reference("TensorFlowOpLayer", None, {"node_def": {"op": "AddV2"}}),
         reference(

@@ -42,19 +42,22 @@ _KINDS = {
     """,
 }
 _PATTERNS = {kind: re.compile("|".join(text.split())) for kind, text in _KINDS.items()}
-# They do so only if an attribute says so: operation -> attribute, kind.
+# They do so only if an attribute says so: operation -> attribute, what it then matches,
+# kind.
+_PROTO = ("descriptor_source", re.compile(rb"^(?!local://$|bytes://).+", re.S))
 _BY_ATTRIBUTE = {
-    "FixedUnigramCandidateSampler": ("vocab_file", "reads files"),
-    "PrintV2": ("output_stream", "writes files"),
+    "DecodeProtoV2": (*_PROTO, "reads files"),
+    "EncodeProto": (*_PROTO, "reads files"),
+    "FixedUnigramCandidateSampler": ("vocab_file", re.compile(b"."), "reads files"),
+    "PrintV2": ("output_stream", re.compile(b"file://"), "writes files"),
     **dict.fromkeys(
         (
             *("DebugIdentity", "DebugIdentityV2", "DebugIdentityV3"),
             *("DebugNanCount", "DebugNumericSummary"),
         ),
-        ("debug_urls", "writes files"),
+        ("debug_urls", re.compile(b"(file|grpc)://"), "writes files or to the network"),
     ),
 }
-_FILE = b"file://"
 # A vocabulary comes by an asset, whose path whoever loads the model fills in.
 _TABLE = re.compile(r"InitializeTableFromTextFile(V2)?")
 _RESTORING = re.compile(r"Restore(Slice|V2)?")
@@ -92,7 +95,7 @@ def kind_of(op: str) -> str:
         if pattern.fullmatch(op):
             return kind
     if op in _BY_ATTRIBUTE:
-        return _BY_ATTRIBUTE[op][1]
+        return _BY_ATTRIBUTE[op][2]
     return ""
 
 
@@ -245,12 +248,11 @@ class _Reach:
                 return "reads files"
             return ""
         if node.op in _BY_ATTRIBUTE:
-            name, kind = _BY_ATTRIBUTE[node.op]
+            name, pattern, kind = _BY_ATTRIBUTE[node.op]
             if name not in node.attr:  # asking a map of a message adds to it
                 return ""
             texts = [node.attr[name].s, *node.attr[name].list.s]
-            is_path = name == "vocab_file"
-            return kind if any((is_path and t) or _FILE in t for t in texts) else ""
+            return kind if any(pattern.search(text) for text in texts) else ""
         return kind_of(node.op)
 
 

@@ -27,10 +27,14 @@ _NAMESPACES = frozenset(
 _TOP_LEVEL = frozenset({"as_string", "constant", "convert_to_tensor", "edit_distance"})
 _CODECS = re.compile(r"io\.(decode|deserialize|encode|parse|serialize)_\w+")
 _CHECKS = re.compile(r"debugging\.(assert_\w+|check_numerics)")
-_BACKEND = re.compile(r"keras\.(activations|backend|losses|metrics)\.\w+")
+# Those of the backend that change the process are no part of a model.
+_BACKEND = re.compile(
+    r"keras\.(activations|losses|metrics)\.\w+"
+    r"|keras\.backend\.(?!clear_|disable_|enable_|manual_|reset_|set_)\w+"
+)
 _VERSION = re.compile(r"^compat\.v[12]\.")
-# It takes the path of a file.
-_READERS = re.compile(r"unigram_candidate_sampler")
+# They take the path of a file.
+_READERS = re.compile(r"unigram_candidate_sampler|io\.(de|en)code_proto")
 _TENSORS = frozenset({"RaggedTensor", "SparseTensor", "sparse.SparseTensor"})
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
