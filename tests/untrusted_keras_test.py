@@ -386,3 +386,21 @@ def test_metadata_beside_a_saved_model_is_checked(tmp_path):
     with pytest.raises(TfoptError, match="holds Python code"):
         safety.check(tmp_path, kerases()["tf_keras"])
     assert os.listdir(tmp_path) == ["keras_metadata.pb"]
+
+
+def test_encrypted_files_and_endless_configurations_are_named_errors(tmp_path, keras):
+    good = tmp_path / "good.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(good)
+    encrypted = bytearray(good.read_bytes())
+    place = encrypted.find(b"PK\x01\x02")
+    while place >= 0:  # the flag of each member
+        encrypted[place + 8] |= 1
+        place = encrypted.find(b"PK\x01\x02", place + 1)
+    endless = bytearray(good.read_bytes())
+    place = endless.index(b"config.json", endless.index(b"PK\x01\x02"))
+    endless[place - 22 : place - 18] = (1 << 30).to_bytes(4, "little")
+    for content, reason in ((encrypted, "encrypted"), (endless, "bytes of memory")):
+        (tmp_path / "bad.keras").write_bytes(content)
+        with pytest.raises(TfoptError, match=reason):
+            _keras.load(tmp_path / "bad.keras")
+    assert _keras.load(good).count_params() == 15

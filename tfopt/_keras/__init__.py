@@ -264,6 +264,9 @@ def _writer_of(path: pathlib.Path) -> str:
             version = file.attrs.get("keras_version", b"2")
             version = version.decode() if isinstance(version, bytes) else str(version)
     else:
+        from tfopt._keras import safety
+
         with zipfile.ZipFile(path) as archive:
-            version = json.loads(archive.read("metadata.json"))["keras_version"]
+            metadata = safety.read_config(archive, "metadata.json")
+            version = json.loads(metadata)["keras_version"]
     return "keras" if int(version.split(".", 1)[0]) >= 3 else "tf_keras"

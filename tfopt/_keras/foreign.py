@@ -28,9 +28,11 @@ def kind_of(path: pathlib.Path) -> Kind:
     A SavedModel in quantization-aware training is fine as it is: all that its graph
     needs is in it. One in pruning writes its weights whenever it runs.
     """
+    from tfopt._keras import safety
+
     try:
         config = _config(path)
-    except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError):
+    except safety.ERRORS:
         return ""  # Loading it will say what is wrong.
     if any(name in config for name in _QUANTIZATION):
         return "" if path.is_dir() else "quantized"
@@ -80,5 +82,7 @@ def _config(path: pathlib.Path) -> str:
         with h5py.File(path) as file:
             config = file.attrs.get("model_config", "")
         return config.decode() if isinstance(config, bytes) else str(config)
+    from tfopt._keras import safety
+
     with zipfile.ZipFile(path) as archive:
-        return archive.read("config.json").decode()
+        return safety.read_config(archive, "config.json").decode()

@@ -9,26 +9,19 @@ sees it, against what may be in a model rather than against what is known to be 
 from __future__ import annotations
 
 import json
-import lzma
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from tfopt import _trust
 from tfopt._keras.safety import _archives, _config
+from tfopt._keras.safety._archives import ERRORS, read_config
 from tfopt._keras.safety._probing import check as probe
 from tfopt._keras.safety._probing import note
 from tfopt.types import TfoptError
 
-__all__ = ["check", "note", "probe"]
-
-_ERRORS = (
-    *(OSError, KeyError, ValueError, EOFError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(NotImplementedError, RuntimeError),  # of zipfile: encrypted, or unknown methods
-)
+__all__ = ["ERRORS", "check", "note", "probe", "read_config"]
 
 
 def check(path: pathlib.Path, keras: Any) -> None:
@@ -47,7 +40,7 @@ def check(path: pathlib.Path, keras: Any) -> None:
         return
     try:
         reason = _objection(path, keras)
-    except _ERRORS as error:
+    except ERRORS as error:
         raise TfoptError(
             "Cannot load the model. Expected an undamaged `.keras` or `.h5` file. "
             f"Received: path={str(path)!r} ({str(error).strip()[:200]})"
@@ -72,7 +65,7 @@ def _objection(path: pathlib.Path, keras: Any) -> str:
         reason = _archives.objection(archive)
         if reason:
             return reason
-        config = json.loads(archive.read("config.json"))
+        config = json.loads(read_config(archive, "config.json"))
     if isinstance(config, dict):
         config.pop("compile_config", None)  # it is not loaded
     return _config.objection(config, keras)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import lzma
 import os
 import pathlib
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -21,6 +23,12 @@ _MAX_EXPANSION = 100
 _WEIGHTS = "model.weights.h5"
 _ARRAYS = "model.weights.npz"
 _ENCRYPTED = 1
+# What a damaged file leads to.
+ERRORS = (
+    *(OSError, KeyError, ValueError, EOFError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, RuntimeError),  # of zipfile: encrypted, or unknown methods
+)
 # A member's header: 26 bytes, the lengths of its name and extra field, and these.
 _HEADER_BYTES = 30
 
@@ -43,6 +51,23 @@ def objection(archive: zipfile.ZipFile) -> str:
         with weights(archive) as stream, h5py.File(stream) as file:
             return _of_group(file)
     return ""
+
+
+def read_config(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Returns a small member of a `.keras` file, such as `config.json`.
+
+    Args:
+        archive: The file.
+        name: Of the member.
+
+    Raises:
+        ValueError: It is larger than any configuration.
+        KeyError: There is none.
+    """
+    size = archive.getinfo(name).file_size
+    if size > _SMALL_BYTES:
+        raise ValueError(f"{name} would take {size:,} bytes of memory")
+    return archive.read(name)
 
 
 @contextlib.contextmanager
