@@ -103,7 +103,8 @@ def convert(
             and to verify with: an array of examples [n, ...], a dictionary of such
             arrays by input name, an `.npz` file of them, or an iterable (or function
             that returns one) of examples or batches, each an array, a tuple in the
-            order of the inputs, or a dictionary. Without it, verification uses seeded random inputs.
+            order of the inputs, or a dictionary. Without it, verification uses seeded
+            random inputs.
         calibration_examples: At most so many examples are taken from it, so it may
             be endless.
         inference_input_type: Type of float inputs: `"int8"` or `"uint8"` in an

@@ -211,9 +211,7 @@ class _Study:
             if not jobs:
                 continue
             with _progress.task(f"optimizing by {len(jobs)} configurations"):
-                outcomes = child.run_all(
-                    jobs, timeout_s=self._timeout_s, onednn=onednn
-                )
+                outcomes = child.run_all(jobs, timeout_s=self._timeout_s, onednn=onednn)
             for name, outcome in zip(names, outcomes, strict=True):
                 self._optimized(name, variants[name], outcome)
         # In the order asked for.
