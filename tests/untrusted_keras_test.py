@@ -70,7 +70,7 @@ def layer_of(config, name="dense"):
     return next(x for x in config["config"]["layers"] if x["config"]["name"] == name)
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".hdf5"])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5:UserWarning")
 def test_lambda_layers_are_named_and_refused(either, suffix, marker, tmp_path, capsys):
     path = tmp_path / f"model{suffix}"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfopt import _keras, _trust, tflite_file
+from tfopt import _keras, _trust, artifacts, tflite_file
 from tfopt._keras import variables
 
 # Operators that multiply or look up constants. Those they take as input count as
@@ -184,7 +184,8 @@ def _counted(model: Any) -> Iterator[tuple[str, int, int]]:
     """Yields name, number of zeros and number of weights of each matrix."""
     if isinstance(model, str | os.PathLike):
         path = os.fspath(model)
-        model = _keras.load(path) if path.endswith((".keras", ".h5")) else path
+        is_keras = path.endswith(artifacts.KERAS_SUFFIXES)
+        model = _keras.load(path) if is_keras else path
     if isinstance(model, str | bytes):
         for subgraph in tflite_file.read(model).subgraphs:
             for tensor in _weights(subgraph):

@@ -52,11 +52,12 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 20
+# Suffixes of Keras models in HDF5, and of all Keras models.
+HDF5_SUFFIXES = (".h5", ".hdf5")
+KERAS_SUFFIXES = (".keras", *HDF5_SUFFIXES)
 # Suffixes of model files.
 _FORMATS = {
-    ".keras": "keras",
-    ".h5": "keras",
-    ".hdf5": "keras",
+    **dict.fromkeys(KERAS_SUFFIXES, "keras"),
     ".tflite": "tflite",
     ".pb": "graph_def",
     ".pbtxt": "graph_def",

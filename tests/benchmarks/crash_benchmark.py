@@ -404,7 +404,8 @@ def try_disks(case, out, temporary):
     )
     wrong = []
     try:
-        assert crash_samples.run(case.old, (out,)).code == 0
+        first = crash_samples.run(case.old, (out,)).code
+        assert first == 0, log.read_text(errors="replace")[-2000:]
         old = case.normal(crash_samples.snapshot(case.outputs))
         with (out / "filler").open("wb", 0) as filler, contextlib.suppress(OSError):
             while True:

@@ -15,8 +15,11 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from tfopt import _trust
+from tfopt import _trust, artifacts
 from tfopt.types import TfoptError
+
+# Of files that `load` opens.
+SUFFIXES = artifacts.KERAS_SUFFIXES
 
 
 def callback_class() -> type:
@@ -199,7 +202,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         # triples the file.
         model.optimizer = None
         # In `.h5` files, Keras 3 asks even for the state of no optimizer.
-        is_legacy = target.endswith((".h5", ".hdf5"))
+        is_legacy = target.endswith(artifacts.HDF5_SUFFIXES)
         model.save(target, **({"include_optimizer": False} if is_legacy else {}))
         importlib.import_module("tfopt._keras.safety").note(target)
     finally:
@@ -247,17 +250,18 @@ def _load(source: pathlib.Path, path: str | os.PathLike[str]) -> Any:
     except TfoptError:
         raise
     except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TfoptError(
             "Cannot load the model. Expected an undamaged `.keras` or `.h5` file whose "
             "custom objects are registered. "
-            f"Received: path={os.fspath(path)!r} ({str(error).splitlines()[0]})"
+            f"Received: path={os.fspath(path)!r} ({reason})"
         ) from error
 
 
 def _writer_of(path: pathlib.Path) -> str:
     # Keras 3 loads some tf_keras files without complaint and other numerics, so the
     # version recorded in the file decides.
-    if path.suffix == ".h5":
+    if path.suffix in artifacts.HDF5_SUFFIXES:
         import h5py
 
         with h5py.File(path) as file:

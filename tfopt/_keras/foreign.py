@@ -76,7 +76,7 @@ def _config(path: pathlib.Path) -> str:
     if path.is_dir():  # tf_keras leaves the layers' configs beside the graph.
         content = (path / "keras_metadata.pb").read_bytes()
         return content.decode("utf-8", errors="ignore")
-    if path.suffix == ".h5":
+    if path.suffix in artifacts.HDF5_SUFFIXES:
         import h5py
 
         with h5py.File(path) as file:

@@ -9,6 +9,7 @@ import pathlib
 import re
 from typing import Any
 
+from tfopt import artifacts
 from tfopt.checkpoint import matching, objects, tf1
 from tfopt.checkpoint.plan import METADATA_KEY, Item, Metadata, Plan, read_metadata
 from tfopt.savedmodel.bundle import BundleReader
@@ -16,7 +17,6 @@ from tfopt.types import TfoptError
 
 _SUFFIX = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _LATEST = re.compile(r'^model_checkpoint_path: "(.*)"', re.MULTILINE)
-_KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
 def make_plan(source: Any, *, keep: str, model: Any = None) -> Plan:
@@ -29,7 +29,7 @@ def make_plan(source: Any, *, keep: str, model: Any = None) -> Plan:
     if not isinstance(source, (str, os.PathLike)):
         return _of_model(source, keep, model)
     path = os.fspath(source)
-    if path.endswith(_KERAS_FILES):
+    if path.endswith(artifacts.KERAS_SUFFIXES):
         return _of_model(_keras().load(path), keep, model)
     if isinstance(model, (str, os.PathLike)):
         model = _keras().load(model)

@@ -180,7 +180,7 @@ def _only(
     """Returns the one model, which has to be of its flag's kind."""
     suffixes = {
         "saved_model_dir": (saved_model_dir, ("",)),
-        "keras_model_file": (keras_model_file, (".keras", ".h5")),
+        "keras_model_file": (keras_model_file, artifacts.KERAS_SUFFIXES),
         "graph_def_file": (graph_def_file, (".pb", ".pbtxt")),
     }
     given = {name: path for name, (path, _) in suffixes.items() if path is not None}

@@ -129,7 +129,7 @@ def open_source(
                 yield opened
             return
         yield _saved_model(path, signature_keys, tags, str(path))
-    elif path.suffix in (".keras", ".h5"):
+    elif path.suffix in artifacts.KERAS_SUFFIXES:
         with _keras_model(path, signature_keys, tags) as opened:
             yield opened
     elif path.suffix in _GRAPH_SUFFIXES and path.exists():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from tfopt import _keras, lifting, training
 from tfopt.data import Split
@@ -25,7 +28,7 @@ _LONG_EPOCHS_WITHOUT_LIMIT = 30
 # Parts of a training: pruning ends, clustering begins.
 _PRUNED, _CLUSTERED = 0.5, 0.55
 _L1_STRENGTH = 1e-4
-_PROBE_CALLS = 5
+_PROBE_CALLS = 6
 _OVERHEAD_SECONDS = 3.0
 _MOST_STEPS_PER_EXECUTION = 16
 # A step that takes longer gains nothing from being made together with others.
@@ -228,8 +231,8 @@ class Trainer:
             verbose=0,
             callbacks=[*methods, Clock()],
         )
-        # The first call traces.
-        return (ends[-1] - ends[0]) / (len(ends) - 1) / steps
+        # The first call traces. A machine that was busy for a moment decides nothing.
+        return statistics.median(np.diff(ends)) / steps
 
 
 def _prepared(model: Any, methods: list[Any]) -> Any:

@@ -195,7 +195,7 @@ def original(trainer: Trainer) -> Models:
         initial_sparsity=_INITIAL_SPARSITY,
         final_sparsity=_FINAL_SPARSITY,
         begin_step=0,
-        end_step=int(trainer.steps * _PRUNING_PART) // 100 * 100,
+        end_step=max(_pruning_steps(trainer) // 100 * 100, 100),
     )
     trainer.fit(wrapped, "pruned", callbacks=callbacks)
     pruned = tfmot.strip_pruning(wrapped)
@@ -222,7 +222,7 @@ def best(trainer: Trainer, base: Any) -> bytes:
         Prune(
             initial_sparsity=_INITIAL_SPARSITY,
             final_sparsity=_BEST_SPARSITY,
-            end_step=int(_BEST_PASSES * trainer.steps * _PRUNING_PART),
+            end_step=_pruning_steps(trainer, passes=_BEST_PASSES),
             scope="global",
         ),
     ]
@@ -235,8 +235,13 @@ def _published_pruning(trainer: Trainer) -> Prune:
     return Prune(
         initial_sparsity=_INITIAL_SPARSITY,
         final_sparsity=_FINAL_SPARSITY,
-        end_step=int(trainer.steps * _PRUNING_PART),
+        end_step=_pruning_steps(trainer),
     )
+
+
+def _pruning_steps(trainer: Trainer, *, passes: int = 1) -> int:
+    """Returns the step at which pruning ends; few examples make few steps."""
+    return max(int(passes * trainer.steps * _PRUNING_PART), 1)
 
 
 def _convert(trainer: Trainer, model: Any, name: str) -> bytes:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from tfopt import _trust
+from tfopt import _trust, artifacts
 from tfopt._keras.safety import _archives, _config
 from tfopt._keras.safety._archives import ERRORS, read_config
 from tfopt._keras.safety._probing import check as probe
@@ -58,7 +58,7 @@ def _objection(path: pathlib.Path, keras: Any) -> str:
             _config.objection(item, keras) for item in _archives.metadata(path)
         )
         return next(filter(None, found), "")
-    if path.suffix == ".h5":
+    if path.suffix in artifacts.HDF5_SUFFIXES:
         reason, text = _archives.of_h5(path)
         return reason or (_config.objection(json.loads(text), keras) if text else "")
     with zipfile.ZipFile(path) as archive:

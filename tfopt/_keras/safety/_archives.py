@@ -38,7 +38,7 @@ def objection(archive: zipfile.ZipFile) -> str:
     members = archive.infolist()
     names = [member.filename for member in members]
     for member in members:
-        reason = _of_member(member)
+        reason = _of_member(member) or _of_place(archive, member)
         if reason:
             return f"its member {member.filename!r} {reason}"
     if len(set(names)) < len(names):
@@ -64,9 +64,13 @@ def read_config(archive: zipfile.ZipFile, name: str) -> bytes:
         ValueError: It is larger than any configuration.
         KeyError: There is none.
     """
-    size = archive.getinfo(name).file_size
+    member = archive.getinfo(name)
+    size = member.file_size
     if size > _SMALL_BYTES:
         raise ValueError(f"{name} would take {size:,} bytes of memory")
+    reason = _of_place(archive, member)
+    if reason:
+        raise ValueError(f"{name} {reason}")
     return archive.read(name)
 
 
@@ -163,6 +167,12 @@ def _of_member(member: zipfile.ZipInfo) -> str:
     return _expansion(member.file_size, member.compress_size)
 
 
+def _of_place(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
+    # zipfile asks for the memory of what it is going to read from the file.
+    end = member.header_offset + member.compress_size
+    return "is cut off" if end > archive.start_dir else ""
+
+
 def _expansion(size: int, stored: int) -> str:
     if size <= _SMALL_BYTES or size <= _MAX_EXPANSION * stored:
         return ""
@@ -173,7 +183,7 @@ def _of_arrays(content: bytes) -> str:
     """Looks at the headers only; NumPy reads arrays of objects by unpickling."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for member in archive.infolist():
-            reason = _of_member(member)
+            reason = _of_member(member) or _of_place(archive, member)
             if reason:
                 return f"its weights' member {member.filename!r} {reason}"
             with archive.open(member) as stream:

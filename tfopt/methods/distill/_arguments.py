@@ -86,7 +86,9 @@ def _is_teacher(teacher: Any) -> bool:
 
 
 def _has_layers(teacher: Any) -> bool:
-    return _keras.is_model(teacher) or os.fspath(teacher).endswith((".keras", ".h5"))
+    if _keras.is_model(teacher):
+        return True
+    return os.fspath(teacher).endswith(_keras.SUFFIXES)
 
 
 def _is_number(value: Any, least: float) -> bool:

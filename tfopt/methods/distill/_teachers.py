@@ -229,7 +229,7 @@ def load(teacher: Any) -> Teacher:
         return SavedModelTeacher(path)
     if path.suffix == ".tflite":
         return TfliteTeacher(path)
-    if path.suffix in (".keras", ".h5"):
+    if path.suffix in _keras.SUFFIXES:
         return KerasTeacher(_keras.load(path), str(path))
     raise TfoptError(
         "Unknown kind of teacher. Expected a Keras model, or the path of a .keras, .h5 "
