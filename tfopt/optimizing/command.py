@@ -63,7 +63,7 @@ def optimize_model(
             name lists them.
         target: What is to come out.
         time_budget: Seconds after which no trial is begun; none: no limit.
-        epochs: Of each training; by default as the time allows, 15 at most.
+        epochs: Of each training; by default as the time allows, 60 at most.
         batch_size: Examples in each training step.
         learning_rate: At the start of each training; it falls to zero.
         optimizer: Name of a Keras optimizer.
