@@ -102,6 +102,8 @@ def test_optimizers(keras, name):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 def test_low_precision(keras, policy):
+    # In 16 bits a weight may become zero by itself; not with this seed.
+    keras.utils.set_random_seed(1)
     model = samples.compiled(keras, samples.dense(keras, dtype=policy))
     seen = seen_by_both_sides(keras, model, Prune(schedule=RAMP))
     assert samples.is_exact(seen, model, RAMP)

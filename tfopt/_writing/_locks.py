@@ -135,7 +135,7 @@ def work_lock(folder: str | os.PathLike[str], *, name: str) -> Iterator[None]:
     """Keeps other processes out of a folder in which this one works for long.
 
     Args:
-        folder: The folder; made if needed.
+        folder: The folder; made if needed, and removed again if it stayed empty.
         name: The argument by which the user named it, for the message.
 
     Raises:
@@ -146,6 +146,7 @@ def work_lock(folder: str | os.PathLike[str], *, name: str) -> Iterator[None]:
         >>> with work_lock(tempfile.mkdtemp(), name="output_dir"):
         ...     pass
     """
+    is_new = not os.path.isdir(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         path = pathlib.Path(os.path.realpath(folder)) / _LOCK_FILE
@@ -159,6 +160,9 @@ def work_lock(folder: str | os.PathLike[str], *, name: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             close(descriptor)
+            if is_new:
+                with contextlib.suppress(OSError):  # it holds results
+                    os.rmdir(path.parent)
 
 
 def _lock_file(path: pathlib.Path, folder: str | os.PathLike[str], name: str) -> int:

@@ -103,11 +103,22 @@ def resolve(module: str, name: str, keras: Any) -> Any:
         found = getattr(found, part, None)
     if getattr(found, name, None) is not None:
         return getattr(found, name)
+    if rest.startswith("_legacy"):  # what only tf.keras shows, in Keras 3
+        return _legacy(f"keras.{rest}.{name}")
     try:  # modules of Keras that it does not import itself do nothing
         home = importlib.import_module(".".join(filter(None, (keras.__name__, rest))))
     except ImportError:
         return None
     return getattr(home, name, None)
+
+
+def _legacy(name: str) -> Any:
+    """Returns what Keras 3 exports under a name that is no module; None if nothing."""
+    try:
+        exported = importlib.import_module("keras.src.api_export")
+        return exported.get_symbol_from_name(name)
+    except (ImportError, AttributeError):
+        return None
 
 
 def _is_of_keras(found: Any) -> bool:
