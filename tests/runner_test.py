@@ -454,8 +454,9 @@ def test_a_replaced_file_is_noticed(path):
         assert runner.run(rows(1)).shape == (1, 4)
         path.unlink()
         path.write_bytes(samples.dense() + b"\0")
+        # Work enough that the second worker opens the file before the first is done.
         with pytest.raises(TfoptError, match="was replaced"):
-            runner.run(rows(2000))
+            runner.run(rows(100_000))
 
 
 # Without TensorFlow
