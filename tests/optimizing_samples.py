@@ -1,6 +1,14 @@
 """Tiny networks and examples for searches, and recipes."""
 
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
 import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def blobs(count=400, seed=0):
@@ -58,3 +66,32 @@ def fragile(keras):
     last[:3] = np.eye(3)
     result.get_layer("logits").set_weights([last, np.zeros(3, np.float32)])
     return result
+
+
+class Child:
+    """Code in a process of its own, which can be killed and run again."""
+
+    def __init__(self, code, *arguments):
+        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        self._command = [sys.executable, "-c", code, *map(str, arguments)]
+        self._options = {
+            "env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+
+    def kill_when(self, is_time, *, seconds, pause):
+        """Runs it until something is true, at most so many seconds, and kills it."""
+        running = subprocess.Popen(self._command, **self._options)
+        deadline = time.monotonic() + seconds
+        while not is_time() and time.monotonic() < deadline:
+            time.sleep(pause)
+        running.kill()
+        running.communicate()
+
+    def run(self, *, seconds):
+        """Runs it to its end."""
+        return subprocess.run(
+            self._command, check=False, timeout=seconds, **self._options
+        )

@@ -1,12 +1,7 @@
 """The search: verdicts, held-out choice, resuming, and what each stage does."""
 
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import optimizing_samples as samples
@@ -275,23 +270,11 @@ print(found.best.name)
 @pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(model, tmp_path):
     model.save(tmp_path / "m.keras")
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "m.keras")]
-    command.append(str(tmp_path / "trials"))
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    options = {
-        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    running = subprocess.Popen(command, **options)
-    deadline = time.monotonic() + 60
-    while len(done := _trials(tmp_path)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
+    child = samples.Child(CHILD, tmp_path / "m.keras", tmp_path / "trials")
+    child.kill_when(lambda: len(_trials(tmp_path)) >= 2, seconds=60, pause=0.05)
+    done = _trials(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in done}
-    again = subprocess.run(command, check=False, timeout=120, **options)
+    again = child.run(seconds=120)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == stamps
     assert len(_trials(tmp_path)) > len(done) >= 2

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
 import time
 
 import optimizing_samples as samples
@@ -297,23 +293,11 @@ print(found.best.name)
 def test_a_killed_training_goes_on_with_the_next_epoch(model, tmp_path):
     model.save(tmp_path / "m.keras")
     trials = tmp_path / "trials"
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "m.keras"), str(trials)]
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    options = {
-        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    running = subprocess.Popen(command, **options)
-    deadline = time.monotonic() + 120
-    while not _epochs(trials) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
+    child = samples.Child(CHILD, tmp_path / "m.keras", trials)
+    child.kill_when(lambda: _epochs(trials), seconds=120, pause=0.02)
     done = _epochs(trials)
     assert 0 < done < 12
-    again = subprocess.run(command, check=False, timeout=300, **options)
+    again = child.run(seconds=300)
     assert again.returncode == 0, again.stderr
     reports = trials.glob("*/stages/*/report.json")
     notes = [json.loads(path.read_text())["notes"] for path in reports]

@@ -56,6 +56,25 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise Damaged(f"no JSON: {error}") from error
 
 
+def load(cls: Any, path: str | os.PathLike[str], *, kind: str) -> Any:
+    """Returns a dataclass from a file that says what it holds.
+
+    Args:
+        cls: The dataclass.
+        path: A file with the fields, and with `"format"`.
+        kind: What the format has to be.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: It cannot be read, is of another format, or its fields are others.
+    """
+    data = read(path)
+    if not isinstance(data, dict) or data.pop("format", None) != kind:
+        raise Damaged(f"its format is not {kind}")
+    data.pop("version", None)
+    return make(cls, data)
+
+
 def loads(text: str | bytes) -> Any:
     """Returns the content of JSON text.
 

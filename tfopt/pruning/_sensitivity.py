@@ -96,11 +96,7 @@ class Sensitivity:
             ValueError: The file is of another kind, or damaged.
         """
         try:
-            data = _json_files.read(path)
-            if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-                raise _json_files.Damaged(f"its format is not {_FORMAT}")
-            data.pop("version", None)
-            found = _json_files.make(cls, data)
+            found: Sensitivity = _json_files.load(cls, path, kind=_FORMAT)
             if found.values.keys() != found.sizes.keys() or any(
                 len(row) != len(found.sparsities) for row in found.values.values()
             ):

@@ -228,16 +228,13 @@ class QuantizationSensitivity(Reported):
             ValueError: The file is of another kind, or damaged.
         """
         try:
-            data = _json_files.read(path)
-            if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-                raise _json_files.Damaged(f"its format is not {_FORMAT}")
-            data.pop("version", None)
-            return _json_files.make(cls, data)
+            found: QuantizationSensitivity = _json_files.load(cls, path, kind=_FORMAT)
         except (_json_files.Damaged, FileNotFoundError) as error:
             raise ValueError(
                 "Not a file of QuantizationSensitivity.save. "
                 f"Received: path={os.fspath(path)!r} ({error})"
             ) from error
+        return found
 
     def _data(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
